@@ -1,0 +1,1 @@
+"""An async orchestrator of Claude agents that answers repeats from a cache."""
