@@ -1,0 +1,56 @@
+# make demo    the main job, on the embedded default; CACHE=redis://... for another cache, ARGS=--json for a program
+# make test    the whole suite; ARGS="tests/unit -k name" for a part of it
+# make help    everything else
+
+SHELL := bash
+BIN := .venv/bin
+export CACHE
+
+# Two workers, a file to each at a time: every worker starts its own servers, and modules share fixtures.
+WORKERS ?= 2
+PYTEST := -n $(WORKERS) --dist loadfile
+
+.PHONY: help install servers demo test lint format types contracts bench oldest newest wheel-check clean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## .venv with everything; does nothing when nothing changed (PYTHON= chooses the interpreter)
+	@scripts/python-environment .venv $(PYTHON)
+
+servers: ## Redis and Memcached, from Debian's packages if they are missing
+	@scripts/servers
+
+demo: install ## the main job: a batch of tasks, twice (CACHE=, ARGS=)
+	@$(BIN)/claude-force demo $${CACHE:+--cache "$$CACHE"} $(ARGS)
+
+test: install servers ## the whole suite on .venv's Python (ARGS=)
+	@$(BIN)/python -m pytest $(PYTEST) $(ARGS)
+
+oldest: install servers ## the suite on the oldest supported Python of this machine (ARGS=)
+newest: install servers ## the suite on the newest (ARGS=)
+oldest newest:
+	@scripts/suite-on $@ $(PYTEST) $(ARGS)
+
+lint: install ## style: ruff, linter and formatter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: install ## bring the code into the formatter's form
+	@$(BIN)/ruff check --fix-only
+	@$(BIN)/ruff format
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+contracts: install ## which package may import which
+	@$(BIN)/lint-imports
+
+bench: install servers ## measurements (ARGS=)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+wheel-check: install servers ## build, then install the wheel with each extra alone and try it
+	@$(BIN)/python scripts/wheel_check.py
+
+clean: ## remove what the above made
+	@rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
