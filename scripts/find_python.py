@@ -56,7 +56,9 @@ def main() -> None:
     if found:
         names.update(oldest=found[min(found)], newest=found[max(found)])
     if wanted not in names:
-        sys.exit(f"error: no Python {wanted} on this machine, there are {', '.join(names) or 'none that is supported'}")
+        sys.exit(
+            f"error: no Python {wanted} on this machine, there are {', '.join(names) or 'none that is supported'}"
+        )
     print(names[wanted])
 
 
