@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ._backend import Backend, Clock, Entry, EntryInfo, SyncBackend, Usage
+from ._blocking import BlockingCache
+from ._cache import Cache, CacheSettings
 from ._capabilities import Capabilities
+from ._codecs import BytesCodec, Codec, JSONCodec
 from ._errors import (
     AccessDeniedError,
     BackendClosedError,
@@ -23,12 +26,18 @@ from ._errors import (
     SecretError,
     UnknownBackendError,
 )
+from ._events import CacheEvents
+from ._keys import Digest, KeyPart, digest
+from ._open import CORE_OPTIONS, open_cache, resolve_source
 from ._plugins import API_VERSION, GROUP, BackendInfo, BackendPlugin, hookimpl, list_backends, load_backend
+from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
 from ._settings import BackendSettings, BackendURL, Option, parse_boolean, parse_duration, parse_size
 
 __all__ = [
     "API_VERSION",
+    "CORE_OPTIONS",
     "GROUP",
+    "MISSING",
     "AccessDeniedError",
     "Backend",
     "BackendClosedError",
@@ -38,10 +47,19 @@ __all__ = [
     "BackendSettings",
     "BackendURL",
     "BackendUnavailableError",
+    "BlockingCache",
+    "BytesCodec",
+    "Cache",
+    "CacheEntry",
     "CacheError",
+    "CacheEvents",
+    "CacheSettings",
+    "CacheStats",
     "Capabilities",
     "Clock",
+    "Codec",
     "ConfigurationError",
+    "Digest",
     "DuplicateBackendError",
     "Entry",
     "EntryInfo",
@@ -52,16 +70,24 @@ __all__ = [
     "InvalidOptionError",
     "InvalidURLError",
     "InvalidValueError",
+    "JSONCodec",
+    "KeyPart",
+    "Missing",
     "MissingClientError",
     "Option",
     "SecretError",
+    "StoredEntry",
     "SyncBackend",
     "UnknownBackendError",
     "Usage",
+    "VerifyReport",
+    "digest",
     "hookimpl",
     "list_backends",
     "load_backend",
+    "open_cache",
     "parse_boolean",
     "parse_duration",
     "parse_size",
+    "resolve_source",
 ]

@@ -116,7 +116,7 @@ class Backend(ABC):
         :raises ForeignStoreError: if the store holds something else; nothing in it was changed.
         :raises BackendUnavailableError: if the store cannot be reached; the core calls again later.
         """
-        return None
+        return
 
     async def close(self) -> None:
         """Release connections, files and threads. Entries stay where the store is persistent.
@@ -124,7 +124,7 @@ class Backend(ABC):
         Idempotent; does not raise for a store that is gone. A closed backend is not opened again, and its
         verbs raise :class:`~claude_force_cache.BackendClosedError`.
         """
-        return None
+        return
 
     @abstractmethod
     async def get(self, key: str) -> Optional[Entry]:
@@ -266,11 +266,11 @@ class SyncBackend(ABC):
 
     def open(self) -> None:
         """See :meth:`Backend.open`."""
-        return None
+        return
 
     def close(self) -> None:
         """See :meth:`Backend.close`. No other verb is running when it is called."""
-        return None
+        return
 
     @abstractmethod
     def get(self, key: str) -> Optional[Entry]:

@@ -164,7 +164,7 @@ def _load(info: BackendInfo) -> BackendPlugin:
             f"{owner} cannot be imported, the module {error.name!r} is missing: "
             f"install it, or reinstall the plugin with its extras: pip install --force-reinstall {info.distribution}"
         ) from error
-    except Exception as error:  # noqa: BLE001 - a third party's module may raise anything at import
+    except Exception as error:
         raise IncompatibleBackendError(
             f"{owner} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "
             f"upgrade it: pip install --upgrade {info.distribution}"
@@ -183,7 +183,7 @@ def _unknown(name: str, known: List[str]) -> str:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(sorted(set(known))) or "none"
-    return f"no installed backend is called {name!r}: {hint}installed are {names}; another one comes with its own distribution"
+    return f"no installed backend is called {name!r}: {hint}installed are {names}; others come with a distribution of theirs"
 
 
 def _one_line(error: BaseException) -> str:

@@ -215,11 +215,7 @@ class BackendURL:
         hosts: Tuple[Tuple[str, Optional[int]], ...] = ()
         if "hosts" in parts:
             listed = parts["hosts"]
-            if (
-                "host" in parts
-                or not isinstance(listed, (list, tuple))
-                or not all(isinstance(h, str) for h in listed)
-            ):
+            if "host" in parts or not isinstance(listed, (list, tuple)) or not all(isinstance(h, str) for h in listed):
                 raise InvalidURLError(
                     f"option 'hosts' of backend {scheme!r} must be a list of \"host:port\", without 'host'"
                 )

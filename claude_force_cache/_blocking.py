@@ -1,0 +1,136 @@
+"""The blocking twin of the cache, for programs without an event loop."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Callable, Generic, Iterator, Optional, Type, TypeVar, Union
+
+from anyio import to_thread
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from ._backend import Usage
+from ._cache import _DEFAULT, TTL, Cache
+from ._errors import BackendClosedError
+from ._keys import KeyPart
+from ._results import CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
+
+__all__ = ["BlockingCache"]
+
+V = TypeVar("V")
+
+
+class BlockingCache(Generic[V]):
+    """A :class:`Cache` whose verbs block, on an event loop in a thread of its own. Safe for threads.
+
+    ``with BlockingCache(open_cache(...)) as cache:`` opens and closes it. Each verb returns and raises what
+    the verb of the same name of :class:`Cache` does, and :class:`BackendClosedError` outside of ``with``.
+    """
+
+    def __init__(self, cache: Cache[V]) -> None:
+        self._cache = cache
+        self._stack = ExitStack()
+        self._portal: Optional[BlockingPortal] = None
+
+    def __enter__(self) -> BlockingCache[V]:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self._cache))
+            self._stack = stack.pop_all()
+        self._portal = portal
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self._portal = None
+        self._stack.close()
+
+    def get(self, key: KeyPart) -> Union[V, Missing]:
+        """See :meth:`Cache.get`."""
+        return self._loop.call(self._cache.get, key)
+
+    def get_entry(self, key: KeyPart) -> Optional[CacheEntry[V]]:
+        """See :meth:`Cache.get_entry`."""
+        return self._loop.call(self._cache.get_entry, key)
+
+    def set(self, key: KeyPart, value: V, *, ttl: TTL = _DEFAULT) -> bool:
+        """See :meth:`Cache.set`."""
+        return self._loop.call(lambda: self._cache.set(key, value, ttl=ttl))
+
+    def get_or_compute(
+        self,
+        key: KeyPart,
+        compute: Callable[[], V],
+        *,
+        ttl: TTL = _DEFAULT,
+        store_if: Optional[Callable[[V], bool]] = None,
+    ) -> V:
+        """See :meth:`Cache.get_or_compute`; ``compute`` runs in a worker thread and may block."""
+        return self.fetch(key, compute, ttl=ttl, store_if=store_if).value
+
+    def fetch(
+        self,
+        key: KeyPart,
+        compute: Callable[[], V],
+        *,
+        ttl: TTL = _DEFAULT,
+        store_if: Optional[Callable[[V], bool]] = None,
+        refresh: bool = False,
+    ) -> CacheEntry[V]:
+        """See :meth:`Cache.fetch`; ``compute`` runs in a worker thread and may block."""
+
+        async def in_thread() -> V:
+            return await to_thread.run_sync(compute)
+
+        return self._loop.call(lambda: self._cache.fetch(key, in_thread, ttl=ttl, store_if=store_if, refresh=refresh))
+
+    def delete(self, key: KeyPart) -> bool:
+        """See :meth:`Cache.delete`."""
+        return self._loop.call(self._cache.delete, key)
+
+    def delete_stored(self, key: str) -> bool:
+        """See :meth:`Cache.delete_stored`."""
+        return self._loop.call(self._cache.delete_stored, key)
+
+    def get_stored(self, key: str) -> Optional[StoredEntry[V]]:
+        """See :meth:`Cache.get_stored`."""
+        return self._loop.call(self._cache.get_stored, key)
+
+    def clear(self) -> int:
+        """See :meth:`Cache.clear`."""
+        return self._loop.call(self._cache.clear)
+
+    def usage(self) -> Usage:
+        """See :meth:`Cache.usage`."""
+        return self._loop.call(self._cache.usage)
+
+    def stats(self) -> CacheStats:
+        """See :meth:`Cache.stats`."""
+        return self._cache.stats()
+
+    def scan(self) -> Iterator[StoredEntry[V]]:
+        """See :meth:`Cache.scan`."""
+        iterator = self._cache.scan()
+        while True:
+            try:
+                yield self._loop.call(iterator.__anext__)
+            except StopAsyncIteration:
+                return
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """See :meth:`Cache.verify`."""
+        return self._loop.call(lambda: self._cache.verify(repair=repair))
+
+    def ping(self) -> None:
+        """See :meth:`Cache.ping`."""
+        self._loop.call(self._cache.ping)
+
+    @property
+    def _loop(self) -> BlockingPortal:
+        if self._portal is None:
+            raise BackendClosedError("the cache is not open: use it inside of 'with'")
+        return self._portal

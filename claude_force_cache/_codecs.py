@@ -1,0 +1,82 @@
+"""Codecs: how the values of a cache become bytes, and come back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from typing_extensions import Protocol
+
+from ._errors import InvalidValueError
+
+__all__ = ["BytesCodec", "Codec", "JSONCodec"]
+
+V = TypeVar("V")
+
+
+class Codec(Protocol[V]):
+    """Turns values into bytes and back. Called in the event loop for small values, in threads for large ones."""
+
+    @property
+    def schema(self) -> str:
+        """The name and version of the encoding. It is sealed into every entry; change it with the encoding."""
+
+    @property
+    def immutable(self) -> bool:
+        """Whether values cannot be changed, so that callers may share one; otherwise each gets its own."""
+
+    def encode(self, value: V) -> bytes:
+        """Return the value as bytes.
+
+        :raises InvalidValueError: if it has no encoding.
+        """
+
+    def decode(self, data: bytes) -> V:
+        """Return the value.
+
+        :raises ValueError: if ``data`` is no such encoding; the entry is then discarded as corrupt.
+        """
+
+
+class JSONCodec:
+    """Values that JSON can express. What comes back is what JSON makes of it: tuples return as lists."""
+
+    schema = "json 1"
+    immutable = False
+
+    def encode(self, value: Any) -> bytes:
+        """Return the value as compact UTF-8 JSON.
+
+        :raises InvalidValueError: if JSON cannot express it, NaN, infinities and lone surrogates included.
+        """
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidValueError(f"the value cannot be stored as JSON: {error}") from None
+
+    def decode(self, data: bytes) -> Any:
+        """Return the value.
+
+        :raises ValueError: if ``data`` is not JSON.
+        """
+        return json.loads(data)
+
+
+class BytesCodec:
+    """Values that are bytes already."""
+
+    schema = "bytes 1"
+    immutable = True
+
+    def encode(self, value: bytes) -> bytes:
+        """Return the bytes themselves.
+
+        :raises InvalidValueError: if the value is not bytes.
+        """
+        if not isinstance(value, bytes):
+            raise InvalidValueError(f"this cache stores bytes, not {type(value).__name__}")
+        return value
+
+    def decode(self, data: bytes) -> bytes:
+        """Return the bytes themselves."""
+        return data

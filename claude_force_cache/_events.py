@@ -1,0 +1,98 @@
+"""Events: pluggy hooks that tell what a cache does. Without a listener they cost nothing.
+
+A listener is any object with methods named like those of :class:`CacheEvents`, marked with ``hookimpl``, each
+taking the arguments that it wants. They are called in the event loop and must not block. An error that a
+listener raises is logged and goes no further.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Optional
+
+import pluggy
+
+from ._errors import BackendUnavailableError
+from ._plugins import hookspec
+
+__all__ = ["CacheEvents", "Events"]
+
+_logger = logging.getLogger("claude_force_cache")
+
+
+class CacheEvents:
+    """The hooks. ``cache`` is the URL of the cache, without login; ``key`` is a stored key."""
+
+    @hookspec
+    def claude_force_cache_hit(self, cache: str, key: str, age: float, tier: bool) -> None:
+        """Call when an answer was found, ``age`` seconds after it was made; ``tier``: in this process."""
+
+    @hookspec
+    def claude_force_cache_miss(self, cache: str, key: str) -> None:
+        """Call when nothing usable was found."""
+
+    @hookspec
+    def claude_force_cache_store(self, cache: str, key: str, size: int) -> None:
+        """Call when an entry of ``size`` bytes was stored."""
+
+    @hookspec
+    def claude_force_cache_evict(self, cache: str, count: int) -> None:
+        """Call when ``count`` live entries had to go to make room."""
+
+    @hookspec
+    def claude_force_cache_corrupt(self, cache: str, key: str, reason: str) -> None:
+        """Call when an entry was not what had been sealed, and was discarded."""
+
+    @hookspec
+    def claude_force_cache_outage(self, cache: str, error: BackendUnavailableError) -> None:
+        """Call when the store is given up for the time being."""
+
+    @hookspec
+    def claude_force_cache_recovery(self, cache: str) -> None:
+        """Call when the store is back."""
+
+
+class Events:
+    """Hands events to the listeners of one cache."""
+
+    def __init__(self, cache: str) -> None:
+        self._cache = cache
+        self._manager: Optional[pluggy.PluginManager] = None
+
+    def register(self, listener: object) -> None:
+        """Add a listener.
+
+        :raises ValueError: if it is registered already, or a hook of it does not fit the specification.
+        """
+        if self._manager is None:
+            self._manager = pluggy.PluginManager("claude_force_cache")
+            self._manager.add_hookspecs(CacheEvents)
+        try:
+            self._manager.register(listener)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            self._manager.unregister(listener)
+            raise ValueError(f"the listener does not fit: {error}") from None
+
+    def unregister(self, listener: object) -> None:
+        """Remove a listener.
+
+        :raises ValueError: if it is not registered.
+        """
+        if self._manager is None or not self._manager.is_registered(listener):
+            raise ValueError("the listener is not registered")
+        self._manager.unregister(listener)
+        if not self._manager.get_plugins():
+            self._manager = None
+
+    def __bool__(self) -> bool:
+        return self._manager is not None
+
+    def emit(self, event: str, **arguments: Any) -> None:
+        """Call a hook, if anybody listens."""
+        if self._manager is None:
+            return
+        try:
+            getattr(self._manager.hook, f"claude_force_cache_{event}")(cache=self._cache, **arguments)
+        except Exception:
+            _logger.exception("a listener of cache %s failed on %s", self._cache, event)

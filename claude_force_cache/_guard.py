@@ -1,0 +1,110 @@
+"""The guard: what a store may cost. A time budget for each call, and a circuit breaker under it.
+
+An outage means a slower answer, never a failed one: after a few failures in a row the store is not asked any
+more, which costs microseconds, while one probe a second in the background finds out when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Awaitable, Callable, Optional, Set, TypeVar
+
+import anyio
+
+from ._errors import BackendUnavailableError
+
+__all__ = ["Guard"]
+
+T = TypeVar("T")
+
+_FAILURES_TO_OPEN = 3
+_PROBE_EVERY = 1.0
+_logger = logging.getLogger("claude_force_cache")
+
+
+class Guard:
+    """Guards the calls to one store.
+
+    :param name: what to call the store in log lines and errors; holds no password.
+    :param probe: returns if the store works, raises BackendUnavailableError otherwise.
+    :param changed: called with the error when the store goes away, and with None when it is back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        probe: Callable[[], Awaitable[None]],
+        changed: Callable[[Optional[BackendUnavailableError]], None],
+    ) -> None:
+        self._name = name
+        self._probe = probe
+        self._changed = changed
+        self._failures = 0
+        self._last: Optional[BackendUnavailableError] = None
+        self._next_probe = 0.0
+        self._probes: Set[asyncio.Future[None]] = set()
+
+    @property
+    def outage(self) -> Optional[BackendUnavailableError]:
+        """The error that opened the breaker, or None while the store is used."""
+        return self._last
+
+    async def call(self, verb: Callable[[], Awaitable[T]], budget: float) -> T:
+        """Return what ``verb`` returns, within ``budget`` seconds.
+
+        :raises BackendUnavailableError: if the store failed, took longer, or is not asked at the moment.
+        """
+        if self._last is not None:
+            self._probe_when_due()
+            raise type(self._last)(str(self._last))  # a new one each time: an error that is raised again grows
+        try:
+            with anyio.fail_after(budget):
+                result = await verb()
+        except TimeoutError:
+            error = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
+            self.failed(error)
+            raise error from None
+        except BackendUnavailableError as error:
+            self.failed(error)
+            raise
+        self._failures = 0
+        return result
+
+    def failed(self, error: BackendUnavailableError, *, certain: bool = False) -> None:
+        """Count a failure; the third in a row, or a certain one, opens the breaker."""
+        self._failures += 1
+        if self._last is None and (certain or self._failures >= _FAILURES_TO_OPEN):
+            self._last = error
+            self._next_probe = time.monotonic() + _PROBE_EVERY
+            _logger.warning("cache %s is not available, going on without it: %s", self._name, error)
+            self._changed(error)
+
+    async def close(self) -> None:
+        """End the probes of this event loop."""
+        loop = asyncio.get_running_loop()
+        probes = [probe for probe in self._probes if probe.get_loop() is loop]
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+    def _probe_when_due(self) -> None:
+        now = time.monotonic()
+        if now < self._next_probe:
+            return
+        self._next_probe = now + _PROBE_EVERY
+        probe = asyncio.ensure_future(self._try_again())
+        self._probes.add(probe)
+        probe.add_done_callback(self._probes.discard)
+
+    async def _try_again(self) -> None:
+        try:
+            await self._probe()
+        except BackendUnavailableError:
+            return
+        self._failures = 0
+        if self._last is not None:
+            self._last = None
+            _logger.warning("cache %s is available again", self._name)
+            self._changed(None)

@@ -1,0 +1,129 @@
+"""Keys: an injective encoding of a whole request, and its digests.
+
+Two requests have the same encoding only if they are the same value of the same types, at every depth: every
+part carries a tag for its type and its own length, and mappings are sorted. So ``["ab", "c"]`` differs from
+``["a", "bc"]``, ``1`` from ``1.0``, ``"1"`` and ``True``, and a field that is absent from one that is None.
+The encoding is part of what is stored: a change to it needs a new version in the key derivation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Union
+
+from ._errors import InvalidKeyError
+
+__all__ = ["Digest", "KeyPart", "digest", "encode_key"]
+
+
+class Digest(bytes):
+    """The SHA-256 digest of a key part, made by :func:`digest`; stands for that part inside a larger key."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Digest({self.hex()})"
+
+
+KeyPart = Union[None, bool, int, float, str, bytes, Digest, Sequence[Any], Mapping[str, Any]]
+"""What a key is made of: a scalar, or sequences and mappings with text keys of such, to any depth."""
+
+_length = struct.Struct(">Q").pack
+_double = struct.Struct(">d").pack
+
+
+def digest(part: KeyPart) -> Digest:
+    """Return the digest of a part of keys that never changes, to compute it once.
+
+    :raises InvalidKeyError: if the part cannot be encoded.
+    """
+    return Digest(hashlib.sha256(encode_key(part)).digest())
+
+
+def encode_key(part: KeyPart) -> bytes:
+    """Return the encoding of ``part``.
+
+    :raises InvalidKeyError: if it holds a type without an encoding, a mapping key that is not text, a NaN,
+        text with a lone surrogate, or itself.
+    """
+    chunks: List[bytes] = []
+    try:
+        _encode(part, chunks.append)
+    except UnicodeEncodeError as error:
+        raise InvalidKeyError(
+            f"text in a key has a lone surrogate at position {error.start}, which has no UTF-8 form: "
+            "decode the text with errors='replace' where it comes from"
+        ) from None
+    except RecursionError:
+        raise InvalidKeyError("a key is nested too deeply, or holds itself") from None
+    return b"".join(chunks)
+
+
+def _encode(part: Any, emit: Callable[[bytes], None]) -> None:
+    encoder = _ENCODERS.get(type(part))
+    if encoder is None:
+        encoder = _encoder_of_subclass(part)
+    encoder(part, emit)
+
+
+def _encode_text(part: str, emit: Callable[[bytes], None]) -> None:
+    data = part.encode()
+    emit(b"S" + _length(len(data)) + data)
+
+
+def _encode_bytes(part: bytes, emit: Callable[[bytes], None]) -> None:
+    emit(b"B" + _length(len(part)) + part)
+
+
+def _encode_integer(part: int, emit: Callable[[bytes], None]) -> None:
+    data = b"%d" % part
+    emit(b"I" + _length(len(data)) + data)
+
+
+def _encode_float(part: float, emit: Callable[[bytes], None]) -> None:
+    if math.isnan(part):
+        raise InvalidKeyError("a key cannot hold NaN, which equals nothing, not even itself")
+    emit(b"D" + _double(part))
+
+
+def _encode_sequence(part: Sequence[Any], emit: Callable[[bytes], None]) -> None:
+    emit(b"L" + _length(len(part)))
+    for item in part:
+        _encode(item, emit)
+
+
+def _encode_mapping(part: Mapping[str, Any], emit: Callable[[bytes], None]) -> None:
+    for name in part:
+        if not isinstance(name, str):
+            raise InvalidKeyError(f"a mapping in a key has a key of type {type(name).__name__}: use text")
+    emit(b"M" + _length(len(part)))
+    for name in sorted(part):
+        _encode_text(name, emit)
+        _encode(part[name], emit)
+
+
+_ENCODERS: Dict[type, Callable[[Any, Callable[[bytes], None]], None]] = {
+    type(None): lambda _, emit: emit(b"N"),
+    bool: lambda part, emit: emit(b"T" if part else b"F"),
+    int: _encode_integer,
+    float: _encode_float,
+    str: _encode_text,
+    bytes: _encode_bytes,
+    Digest: lambda part, emit: emit(b"H" + part),
+    list: _encode_sequence,
+    tuple: _encode_sequence,
+    dict: _encode_mapping,
+}
+
+
+def _encoder_of_subclass(part: Any) -> Callable[[Any, Callable[[bytes], None]], None]:
+    for kind in (int, float, str, bytes, list, tuple):
+        if isinstance(part, kind):
+            return _ENCODERS[kind]
+    if isinstance(part, Mapping):
+        return _encode_mapping
+    raise InvalidKeyError(
+        f"a key cannot hold a {type(part).__name__}: use None, booleans, numbers, text, bytes, sequences and mappings"
+    )

@@ -1,0 +1,120 @@
+"""What a cache returns besides values."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Generic, Optional, Tuple, TypeVar
+
+from ._backend import Usage
+
+__all__ = ["MISSING", "CacheEntry", "CacheStats", "Missing", "StoredEntry", "VerifyReport"]
+
+V = TypeVar("V")
+
+
+class Missing(enum.Enum):
+    """The type of :data:`MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+MISSING = Missing.MISSING
+"""What ``get`` returns where there is no usable entry; None is a value like any other."""
+
+
+@dataclass(frozen=True)
+class CacheEntry(Generic[V]):
+    """A value with its history. Times are seconds since the epoch, ``age`` is in seconds.
+
+    :param cached: False only for the one caller whose ``compute`` made the value just now.
+    """
+
+    value: V
+    key: str
+    created_at: float
+    expires_at: Optional[float]
+    age: float
+    cached: bool
+
+
+@dataclass(frozen=True)
+class StoredEntry(Generic[V]):
+    """An entry as it lies in the store.
+
+    :param key: the stored key.
+    :param size: what the account has for it, in bytes.
+    :param state: ``ok``; ``corrupt``; ``foreign``, sealed with a secret that this cache does not have; or
+        ``other``, something that is no answer, such as a lease.
+    :param created_at: seconds since the epoch, None unless ``ok``.
+    :param expires_at: seconds since the epoch, None unless ``ok``, and for an entry that does not expire.
+    :param value: None unless ``ok``.
+    """
+
+    key: str
+    size: int
+    state: str
+    created_at: Optional[float] = None
+    expires_at: Optional[float] = None
+    value: Optional[V] = None
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What one cache object has done since it was made.
+
+    :param hits: look-ups that found a usable entry, also those answered by a flight that was under way.
+    :param misses: look-ups that did not.
+    :param tier_hits: the part of ``hits`` that the in-process tier answered.
+    :param stores: entries stored.
+    :param evictions: live entries that had to go to make room for those.
+    :param corrupt: entries discarded because they were not what had been sealed.
+    :param refused: values refused because they are too large.
+    :param errors: reads and writes that the store did not carry out.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    tier_hits: int = 0
+    stores: int = 0
+    evictions: int = 0
+    corrupt: int = 0
+    refused: int = 0
+    errors: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of look-ups that were hits, from 0 to 1; 0 before the first."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else 0.0
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` found.
+
+    :param entries: how many live entries the store holds, counted one by one.
+    :param bytes: the sum of their sizes.
+    :param usage: the store's own account, taken when nothing changed meanwhile, if that was possible.
+    :param corrupt: the keys of entries that are not what had been sealed.
+    :param foreign: the keys of entries sealed with a secret that this cache does not have. They stay.
+    :param repaired: how many corrupt entries were deleted.
+    """
+
+    entries: int
+    bytes: int
+    usage: Usage
+    corrupt: Tuple[str, ...]
+    foreign: Tuple[str, ...]
+    repaired: int
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the account is what was counted."""
+        return self.usage == Usage(self.entries, self.bytes)

@@ -1,0 +1,159 @@
+"""Sealing: what is stored is bound to where, for whom and for how long it was stored.
+
+A sealed entry is::
+
+    format 2 | coding 1 | key id 8 | created 8 | expires 8 | length 4 | nonce 12 | payload | tag 32 or 16
+
+Numbers are big-endian; times are milliseconds since the epoch, 0 for "never expires"; length is that of the
+value before compression. The tag covers everything before it, and the namespace, tenant, schema and key that
+the entry was made for. Nothing is decompressed or decoded before the tag was checked.
+
+The algorithm is the cache's setting and is never read from the entry: HMAC-SHA256, or with ``encrypt``
+AES-256-GCM. For the latter each key has its own AES key, derived from the seal key, so that random nonces
+may repeat only for writes of the same key (NIST SP 800-38D allows 2**32 under one AES key).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+import threading
+from typing import NamedTuple, Optional
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ._keys import encode_key
+from ._secrets import Keys
+
+__all__ = ["AES", "HMAC", "CorruptEntryError", "Opened", "Sealer", "key_id_of"]
+
+HMAC = "HMAC-SHA256"
+AES = "AES-256-GCM"
+
+MAX_LENGTH = 1 << 28
+"""The longest value in bytes that is sealed or opened: 256 MiB."""
+
+_FORMAT = b"\xcf\x01"
+_PLAIN, _ZSTD = 0, 1
+_HEADER = struct.Struct(">2sB8sQQI12s")
+_COMPRESS_FROM = 512
+_contexts = threading.local()
+
+
+class CorruptEntryError(Exception):
+    """Raised when a stored entry is not what was sealed for this key; never leaves the core."""
+
+
+class Opened(NamedTuple):
+    """A sealed entry whose tag was right. Times are seconds since the epoch."""
+
+    value: bytes
+    created_at: float
+    expires_at: Optional[float]
+
+
+def key_id_of(sealed: bytes) -> Optional[bytes]:
+    """Return the id of the key that an entry says it was sealed with, or None if it is no sealed entry."""
+    if len(sealed) < _HEADER.size or not sealed.startswith(_FORMAT):
+        return None
+    return sealed[3:11]
+
+
+class Sealer:
+    """Seals and opens the entries of one secret, namespace, tenant and schema. Safe for threads."""
+
+    def __init__(self, keys: Keys, *, algorithm: str, namespace: str, tenant: str, schema: str, compress: bool) -> None:
+        self.key_id = keys.id
+        self._seal_key = keys.seal
+        self._encrypt = algorithm == AES
+        self._tag_length = 16 if self._encrypt else 32
+        self._context = encode_key([algorithm, namespace, tenant, schema])
+        self._compress = compress
+
+    def seal(self, key: str, value: bytes, *, created_at: float, expires_at: Optional[float]) -> bytes:
+        """Return ``value`` sealed for ``key`` and its life.
+
+        :raises ValueError: if the value is above 256 MiB.
+        """
+        if len(value) > MAX_LENGTH:
+            raise ValueError(f"a value of {len(value)} bytes is above {MAX_LENGTH}")
+        coding, payload = _PLAIN, value
+        if self._compress and len(value) >= _COMPRESS_FROM:
+            compressed = _compressor().compress(value)
+            if len(compressed) < len(value):
+                coding, payload = _ZSTD, compressed
+        nonce = os.urandom(12)
+        header = _HEADER.pack(
+            _FORMAT,
+            coding,
+            self.key_id,
+            int(created_at * 1000),
+            0 if expires_at is None else int(expires_at * 1000),
+            len(value),
+            nonce,
+        )
+        bound = self._bound(key)
+        if self._encrypt:
+            return header + self._cipher(bound).encrypt(nonce, payload, bound + header)
+        return b"".join((header, payload, hmac.digest(self._seal_key, b"".join((bound, header, payload)), "sha256")))
+
+    def open(self, key: str, sealed: bytes) -> Opened:
+        """Return what was sealed for ``key``.
+
+        :raises CorruptEntryError: if it is anything else than the whole, unaltered entry sealed for this key.
+        """
+        if len(sealed) < _HEADER.size + self._tag_length:
+            raise CorruptEntryError("too short")
+        header = sealed[: _HEADER.size]
+        form, coding, key_id, created, expires, length, nonce = _HEADER.unpack(header)
+        if form != _FORMAT or key_id != self.key_id:
+            raise CorruptEntryError("not sealed with the key that it is stored under")
+        bound = self._bound(key)
+        if self._encrypt:
+            try:
+                payload = self._cipher(bound).decrypt(nonce, sealed[_HEADER.size :], bound + header)
+            except InvalidTag:
+                raise CorruptEntryError("wrong tag") from None
+        else:
+            tag = hmac.digest(self._seal_key, bound + sealed[: -self._tag_length], "sha256")
+            if not hmac.compare_digest(tag, sealed[-self._tag_length :]):
+                raise CorruptEntryError("wrong tag")
+            payload = sealed[_HEADER.size : -self._tag_length]
+        return Opened(_expand(coding, payload, length), created / 1000, expires / 1000 if expires else None)
+
+    def _bound(self, key: str) -> bytes:
+        return self._context + encode_key(key)
+
+    def _cipher(self, bound: bytes) -> AESGCM:
+        return AESGCM(hmac.digest(self._seal_key, bound, "sha256"))
+
+
+def _expand(coding: int, payload: bytes, length: int) -> bytes:
+    """Return the value, spending no more memory than the header declares."""
+    if coding == _PLAIN and len(payload) == length:
+        return payload
+    try:
+        if coding == _ZSTD and length <= MAX_LENGTH and zstandard.frame_content_size(payload) == length:
+            value = _decompressor().decompress(payload, max_output_size=length)
+            if len(value) == length:
+                return value
+    except zstandard.ZstdError as error:
+        raise CorruptEntryError(f"cannot be decompressed: {error}") from None
+    raise CorruptEntryError("not of the length that its header says")
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    context: Optional[zstandard.ZstdCompressor] = getattr(_contexts, "compressor", None)
+    if context is None:
+        context = _contexts.compressor = zstandard.ZstdCompressor(level=3)
+    return context
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    context: Optional[zstandard.ZstdDecompressor] = getattr(_contexts, "decompressor", None)
+    if context is None:
+        context = _contexts.decompressor = zstandard.ZstdDecompressor()
+    return context

@@ -1,0 +1,80 @@
+"""The in-process tier: values that were opened a moment ago, kept decoded, above any backend."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any, NamedTuple, Optional
+
+__all__ = ["Tier", "TierEntry"]
+
+_OVERHEAD = 256
+"""What an entry costs beside its key and value, in bytes: the objects that hold it, rounded up."""
+
+
+class TierEntry(NamedTuple):
+    """A value in the tier. Times are seconds since the epoch; ``size`` is what it is charged, in bytes."""
+
+    value: Any
+    created_at: float
+    expires_at: Optional[float]
+    stale_at: float
+    size: int
+
+
+class Tier:
+    """A bounded map from stored keys to values, least recently used first out. Safe for threads.
+
+    :param max_bytes: the limit of the sum over entries of key, encoded value and a fixed overhead.
+    :param max_age: seconds after which an entry is read from the backend again, so that what other processes
+        do is seen at most that much later.
+    """
+
+    def __init__(self, max_bytes: int, max_age: float) -> None:
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._entries: OrderedDict[str, TierEntry] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str, now: float) -> Optional[TierEntry]:
+        """Return the entry if it is neither expired nor stale at ``now``."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            if now >= entry.stale_at or (entry.expires_at is not None and now >= entry.expires_at):
+                self._remove(key)
+                return None
+            self._entries.move_to_end(key)
+            return entry
+
+    def put(
+        self, key: str, value: Any, *, length: int, created_at: float, expires_at: Optional[float], now: float
+    ) -> None:
+        """Keep a value whose encoding is ``length`` bytes long; one that cannot fit is not kept."""
+        size = len(key) + length + _OVERHEAD
+        with self._lock:
+            self._remove(key)
+            if size > self._max_bytes:
+                return
+            self._entries[key] = TierEntry(value, created_at, expires_at, now + self._max_age, size)
+            self._bytes += size
+            while self._bytes > self._max_bytes:
+                self._remove(next(iter(self._entries)))
+
+    def discard(self, key: str) -> None:
+        """Forget one entry, if it is there."""
+        with self._lock:
+            self._remove(key)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
+    def _remove(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= entry.size
