@@ -37,7 +37,7 @@ def candidates() -> Iterator[str]:
 
 
 def interpreters() -> Dict[Version, str]:
-    """Return the first working interpreter of each version; one of pyenv's shims may be there and not work."""
+    """Return the first interpreter of each version that works; a shim of pyenv may be there and not work."""
     found: Dict[Version, str] = {}
     for path in candidates():
         probe = subprocess.run([path, "-c", PROBE], capture_output=True, check=False)
@@ -56,9 +56,7 @@ def main() -> None:
     if found:
         names.update(oldest=found[min(found)], newest=found[max(found)])
     if wanted not in names:
-        sys.exit(
-            f"error: no Python {wanted} on this machine, there are {', '.join(names) or 'none that is supported'}"
-        )
+        sys.exit(f"error: no Python {wanted} on this machine, which has {', '.join(names) or 'none of ours'}")
     print(names[wanted])
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -61,26 +62,29 @@ def read_in_another_process(url: str) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
-def free_port() -> int:
+@contextlib.contextmanager
+def server(command: str) -> Iterator[str]:
+    """Run a server on a free port until the block ends, and yield its address.
+
+    It is ours if it still runs once the port answers: a server whose port is taken ends at once.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def server(command: List[str], port: int, folder: str) -> Iterator[None]:
-    """Run a server until the block ends; it is ours if it still runs once its port answers."""
-    expect(shutil.which(command[0]) is not None, f"{command[0]} is missing: make servers")
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) as process:
+        port = probe.getsockname()[1]
+    words = shlex.split(command.format(port=port))
+    expect(shutil.which(words[0]) is not None, f"{words[0]} is missing: make servers")
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
+        words, cwd=folder, stdout=subprocess.DEVNULL
+    ) as process:
         try:
             deadline = time.monotonic() + DEADLINE
             while True:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
-                expect(time.monotonic() < deadline, f"{command[0]} does not answer")
+                expect(time.monotonic() < deadline, f"{words[0]} does not answer")
                 time.sleep(0.02)
-            expect(process.poll() is None, f"{command[0]} ended, and something else has its port")
-            yield
+            expect(process.poll() is None, f"{words[0]} ended, and something else has its port")
+            yield f"127.0.0.1:{port}"
         finally:
             process.terminate()
 
@@ -106,46 +110,25 @@ def try_missing_clients() -> None:
             expect(False, f"{name} opens without its client")
 
 
+def try_shared(url: str) -> None:
+    asyncio.run(store_and_hit(url))
+    expect(read_in_another_process(url) == "answer", f"another process does not find the entry in {url}")
+
+
 def try_disk() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        url = f"disk://{folder}/cache"
-        asyncio.run(store_and_hit(url))
-        expect(read_in_another_process(url) == "answer", "another process does not find the entry on disk")
+        try_shared(f"disk://{folder}/cache")
 
 
 def try_redis() -> None:
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "redis-server",
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--save",
-            "",
-            "--daemonize",
-            "no",
-        ]
-        with server(command, port, folder):
-            url = f"redis://127.0.0.1:{port}/0"
-            asyncio.run(store_and_hit(url))
-            expect(
-                read_in_another_process(url) == "answer", "another process does not find the entry in Redis"
-            )
+    with server("redis-server --bind 127.0.0.1 --port {port} --save '' --daemonize no") as address:
+        try_shared(f"redis://{address}/0")
 
 
 def try_memcached() -> None:
-    port = free_port()
-    user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory() as folder:
-        with server(["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", *user], port, folder):
-            url = f"memcached://127.0.0.1:{port}"
-            asyncio.run(store_and_hit(url))
-            expect(
-                read_in_another_process(url) == "answer",
-                "another process does not find the entry in Memcached",
-            )
+    user = "-u nobody" if os.geteuid() == 0 else ""
+    with server(f"memcached -l 127.0.0.1 -p {{port}} -U 0 {user}") as address:
+        try_shared(f"memcached://{address}")
 
 
 def try_orchestrator() -> None:
@@ -165,13 +148,9 @@ def try_orchestrator() -> None:
 def try_no_command_line() -> None:
     """The command is there in every installation; without its libraries it says how to get them."""
     command = str(Path(sys.executable).with_name("claude-force"))
-    done = subprocess.run(
-        [command, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    done = subprocess.run([command, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     remedy = "pip install 'claude-force-cache[orchestrator]'"
-    expect(
-        done.returncode == 2 and remedy in done.stdout, f"without its extra, claude-force says: {done.stdout}"
-    )
+    expect(done.returncode == 2 and remedy in done.stdout, f"without its extra, claude-force says: {done.stdout}")
     expect(done.stdout.count("\n") == 1, f"that takes more than one line: {done.stdout}")
 
 
@@ -204,9 +183,8 @@ def main() -> None:
         trials.append(try_no_command_line)
     for trial in trials:
         trial()
-    print(
-        f"{version('claude-force-cache')}: {', '.join(trial.__name__[4:].replace('_', ' ') for trial in trials)}"
-    )
+    names = (trial.__name__[len("try_") :].replace("_", " ") for trial in trials)
+    print(f"{version('claude-force-cache')}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -77,9 +77,8 @@ def build(folder: Path) -> Path:
     (sdist,) = folder.glob("*.tar.gz")
     check_wheel(wheel)
     check_sdist(sdist)
-    print(
-        f"built {wheel.name} ({wheel.stat().st_size:,} bytes) and {sdist.name} ({sdist.stat().st_size:,} bytes)"
-    )
+    for path in (wheel, sdist):
+        print(f"built {path.name}, {path.stat().st_size:,} bytes")
     return wheel
 
 
