@@ -1,0 +1,250 @@
+"""``memory://``: a cache inside the process, for tests, single runs and the fastest hits. Gone at ``close``.
+
+Every verb but ``scan``, ``usage`` and ``clear`` takes constant time, apart from the logarithm that a heap
+costs for entries that expire. A plain lock, held for microseconds and never across an ``await``, makes the
+backend safe for several threads and event loops at once; nothing ever waits for input or output.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import OrderedDict
+from typing import AsyncIterator, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple
+
+from claude_force_cache import (
+    Backend,
+    BackendClosedError,
+    BackendPlugin,
+    BackendSettings,
+    Capabilities,
+    Entry,
+    EntryInfo,
+    EntryTooLargeError,
+    InvalidURLError,
+    Usage,
+    hookimpl,
+)
+
+__all__ = ["MemoryBackend", "claude_force_cache_backend"]
+
+_CAPABILITIES = Capabilities(persistent=False, shared_between_processes=False, shared_between_machines=False)
+
+_PURGES_PER_WRITE = 16
+"""Expired entries that one write clears away; more than one, so that they cannot pile up."""
+
+_HEAP_SLACK = 64
+"""Outdated items that the heap may hold beyond one for each entry before it is built anew."""
+
+
+class _Record(NamedTuple):
+    entry: Entry
+    expires: Optional[float]
+    size: int
+
+
+class MemoryBackend(Backend):
+    """The contract of :class:`~claude_force_cache.Backend` in the memory of one process.
+
+    Least recently used is exact. Each verb reads the clock once. An entry that was found expired is gone for
+    good, also when the clock steps back.
+
+    :param settings: ``max_bytes`` bounds the sum of the entries; ``clock`` defaults to :func:`time.time`.
+    """
+
+    capabilities = _CAPABILITIES
+
+    def __init__(self, settings: BackendSettings) -> None:
+        self._max_bytes = settings.max_bytes
+        self._clock = settings.clock or time.time
+        self._lock = threading.Lock()
+        self._opened = False
+        # Least recently used first. A plain dict would search past all its deleted slots for the first one.
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        # Times of expiry with their keys. An item is outdated when the record's own time is another.
+        self._expiries: List[Tuple[float, str]] = []
+        self._bytes = 0
+        self._versions = itertools.count(1)
+
+    async def open(self) -> None:
+        """Get ready for use; a new backend is empty."""
+        self._opened = True
+
+    async def close(self) -> None:
+        """Forget every entry. Idempotent."""
+        with self._lock:
+            self._opened = False
+            self._forget_all()
+
+    async def get(self, key: str) -> Optional[Entry]:
+        """Return the live entry under ``key``, or None; constant time."""
+        with self._lock:
+            record = self._find(key, self._now())
+            return None if record is None else record.entry
+
+    async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
+        """Return the live entries among ``keys``, all as of one moment."""
+        with self._lock:
+            now = self._now()
+            found = ((key, self._find(key, now)) for key in dict.fromkeys(keys))
+            return {key: record.entry for key, record in found if record is not None}
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        """Store an entry and return how many live ones made room.
+
+        :raises EntryTooLargeError: if it is above ``max_bytes``; the predecessor is gone, nothing else is.
+        """
+        with self._lock:
+            return self._store(key, value, ttl, self._now())
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        """Store an entry only if ``key`` is free, atomically for threads and event loops.
+
+        :raises EntryTooLargeError: if the key is free and the entry is above ``max_bytes``.
+        """
+        with self._lock:
+            now = self._now()
+            if self._find(key, now) is not None:
+                return False
+            self._store(key, value, ttl, now)
+            return True
+
+    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        """Delete the live entry under ``key`` (of that version only), and return whether it was there."""
+        with self._lock:
+            record = self._live(key, self._now())
+            if record is None or version not in {None, record.entry.version}:
+                return False
+            self._remove(key)
+            return True
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        """Give the live entry under ``key`` a new life; its version stays."""
+        with self._lock:
+            now = self._now()
+            record = self._live(key, now)
+            if record is None or version not in {None, record.entry.version}:
+                return False
+            self._records[key] = record._replace(expires=self._schedule(key, ttl, now))
+            self._records.move_to_end(key)
+            return True
+
+    async def scan(self) -> AsyncIterator[EntryInfo]:
+        """Iterate over the live entries; an entry that goes while the scan runs is left out."""
+        with self._lock:
+            self._now()
+            keys = list(self._records)
+        for key in keys:
+            with self._lock:
+                now = self._now()
+                record = self._live(key, now)
+            if record is not None:
+                yield EntryInfo(key, record.size, None if record.expires is None else record.expires - now)
+
+    async def usage(self) -> Usage:
+        """Return the account; what expired since the last look is cleared away first."""
+        with self._lock:
+            self._purge(self._now())
+            return Usage(len(self._records), self._bytes)
+
+    async def clear(self) -> int:
+        """Delete every entry and return how many were live."""
+        with self._lock:
+            self._purge(self._now())
+            count = len(self._records)
+            self._forget_all()
+            return count
+
+    async def ping(self) -> None:
+        """Return; memory always answers.
+
+        :raises BackendClosedError: before ``open`` and after ``close``.
+        """
+        self._now()
+
+    def _now(self) -> float:
+        if not self._opened:
+            raise BackendClosedError("the memory cache is not open: use it between open() and close()")
+        return self._clock()
+
+    def _live(self, key: str, now: float) -> Optional[_Record]:
+        record = self._records.get(key)
+        if record is None or record.expires is None or now < record.expires:
+            return record
+        self._remove(key)
+        return None
+
+    def _find(self, key: str, now: float) -> Optional[_Record]:
+        record = self._live(key, now)
+        if record is not None:
+            self._records.move_to_end(key)
+        return record
+
+    def _store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        if key in self._records:
+            self._remove(key)
+        size = len(key) + len(value)
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise EntryTooLargeError(size, self._max_bytes)
+        self._purge(now, at_most=_PURGES_PER_WRITE)
+        evicted = 0
+        while self._max_bytes is not None and self._bytes + size > self._max_bytes:
+            if not self._purge(now, at_most=1):
+                self._remove(next(iter(self._records)))
+                evicted += 1
+        # bytes() costs nothing for bytes and keeps a caller's bytearray from changing underneath.
+        entry = Entry(bytes(value), next(self._versions))
+        self._records[key] = _Record(entry, self._schedule(key, ttl, now), size)
+        self._bytes += size
+        return evicted
+
+    def _schedule(self, key: str, ttl: Optional[float], now: float) -> Optional[float]:
+        """Return when an entry stored ``now`` expires, and remember to look at it then."""
+        if ttl is None:
+            return None
+        if len(self._expiries) > 2 * len(self._records) + _HEAP_SLACK:
+            self._expiries = [(r.expires, k) for k, r in self._records.items() if r.expires is not None]
+            heapq.heapify(self._expiries)
+        expires = now + ttl
+        heapq.heappush(self._expiries, (expires, key))
+        return expires
+
+    def _purge(self, now: float, *, at_most: Optional[int] = None) -> int:
+        """Remove expired entries, earliest first, and return how many."""
+        removed = 0
+        while self._expiries and self._expiries[0][0] <= now and removed != at_most:
+            expires, key = heapq.heappop(self._expiries)
+            record = self._records.get(key)
+            if record is not None and record.expires == expires:
+                self._remove(key)
+                removed += 1
+        return removed
+
+    def _remove(self, key: str) -> None:
+        self._bytes -= self._records.pop(key).size
+
+    def _forget_all(self) -> None:
+        self._records.clear()
+        self._expiries.clear()
+        self._bytes = 0
+
+
+def _create(settings: BackendSettings) -> MemoryBackend:
+    url = settings.url
+    if url.hosts or url.path.strip("/") or url.username or url.password:
+        raise InvalidURLError(f"{url} names a place, and memory has none: write memory://")
+    return MemoryBackend(settings)
+
+
+@hookimpl
+def claude_force_cache_backend() -> BackendPlugin:
+    """Describe the backend ``memory``."""
+    return BackendPlugin(
+        create=_create,
+        url="memory://",
+        summary="inside the process: the fastest, gone when it ends",
+        capabilities=_CAPABILITIES,
+        api_version=1,
+    )
