@@ -42,6 +42,7 @@ format: install ## bring the code into the formatter's form
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
+	@$(BIN)/mypy scripts tests/packaging
 
 contracts: install ## which package may import which
 	@$(BIN)/lint-imports
