@@ -37,7 +37,7 @@ from ._flight import Flight, SingleFlight
 from ._guard import Guard
 from ._keys import KeyPart, encode_key
 from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
-from ._sealing import AES, HMAC, MAX_LENGTH, CorruptEntryError, Opened, Sealer, key_id_of
+from ._sealing import AES, HMAC, MAX_LENGTH, CorruptEntryError, Opened, Sealer, declared_length, key_id_of
 from ._secrets import Secrets, derive_keys
 from ._threads import Workers
 from ._tier import Tier
@@ -56,6 +56,10 @@ _OFFLOAD_FROM = 1 << 17
 """Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
 
 _SCAN_BATCH = 64
+
+
+def _effort(entry: Entry) -> int:
+    return max(len(entry.value), declared_length(entry.value))
 
 
 class _Default:
@@ -504,6 +508,18 @@ class Cache(Generic[V]):
         value = found.value if self._codec.immutable else self._codec.decode(found.value)
         return CacheEntry(value, name, found.created_at, found.expires_at, age, cached=True)
 
+    def _keep(
+        self, name: str, value: V, data: bytes, *, created_at: float, expires_at: Optional[float], now: float
+    ) -> None:
+        """Put a value into the tier: itself if it cannot be changed, else its encoding, if that is decoded quickly."""
+        if self._tier is None:
+            return
+        if self._codec.immutable or len(data) < _OFFLOAD_FROM:
+            kept = value if self._codec.immutable else data
+            self._tier.put(name, kept, length=len(data), created_at=created_at, expires_at=expires_at, now=now)
+        else:
+            self._tier.discard(name)
+
     async def _from_backend(self, names: Sequence[str]) -> Optional[CacheEntry[V]]:
         try:
             if len(names) == 1:
@@ -525,7 +541,7 @@ class Cache(Generic[V]):
 
     async def _open_entry(self, ring: _Ring, name: str, entry: Entry) -> Optional[CacheEntry[V]]:
         try:
-            opened, value = await self._offload(len(entry.value), lambda: self._decode(ring, name, entry.value))
+            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
         except CorruptEntryError as error:
             await self._discard(name, entry, str(error))
             return None
@@ -533,15 +549,7 @@ class Cache(Generic[V]):
         if opened.expires_at is not None and now >= opened.expires_at:
             return None
         age = max(0.0, now - opened.created_at)
-        if self._tier is not None:
-            self._tier.put(
-                name,
-                value if self._codec.immutable else opened.value,
-                length=len(opened.value),
-                created_at=opened.created_at,
-                expires_at=opened.expires_at,
-                now=now,
-            )
+        self._keep(name, value, opened.value, created_at=opened.created_at, expires_at=opened.expires_at, now=now)
         if self._events:
             self._events.emit("hit", key=name, age=age, tier=False)
         return CacheEntry(value, name, opened.created_at, opened.expires_at, age, cached=True)
@@ -578,15 +586,7 @@ class Cache(Generic[V]):
         sealed = await self._offload(
             len(data), lambda: self._rings[0].sealer.seal(name, data, created_at=now, expires_at=expires_at)
         )
-        if self._tier is not None:
-            self._tier.put(
-                name,
-                value if self._codec.immutable else data,
-                length=len(data),
-                created_at=now,
-                expires_at=expires_at,
-                now=now,
-            )
+        self._keep(name, value, data, created_at=now, expires_at=expires_at, now=now)
         try:
             evicted = await self._guarded(lambda: self._backend.set(name, sealed, ttl=life), _STORE_FACTOR)
         except EntryTooLargeError:
@@ -609,7 +609,7 @@ class Cache(Generic[V]):
         """Return the entries that are still there, opened, with what was read of each."""
         found = await self._backend.get_many([info.key for info in infos])
         return [
-            (await self._offload(len(entry.value), lambda: self._judge(info.key, entry)), entry)  # noqa: B023 - awaited here
+            (await self._offload(_effort(entry), lambda: self._judge(info.key, entry)), entry)  # noqa: B023 - awaited here
             for info in infos
             for entry in [found.get(info.key)]
             if entry is not None

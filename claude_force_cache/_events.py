@@ -71,7 +71,8 @@ class Events:
             self._manager.register(listener)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            self._manager.unregister(listener)
+            if self._manager.is_registered(listener):  # releases of pluggy differ in how far they got
+                self._manager.unregister(listener)
             raise ValueError(f"the listener does not fit: {error}") from None
 
     def unregister(self, listener: object) -> None:

@@ -56,21 +56,21 @@ class BackendPlugin:
         import the client library.
     :param url: the form of the URL, for example ``redis://[user:password@]host[:port][/database]``.
     :param summary: one line on what the store is good for.
-    :param options: the options beyond those that every cache has.
     :param capabilities: what the backend cannot do, at its default options.
+    :param api_version: the :data:`API_VERSION` that the plugin was written for, as a literal number.
+    :param options: the options beyond those that every cache has.
     :param client: the import name of the client library, or None if none is needed.
     :param install: the command that installs the client library.
-    :param api_version: the :data:`API_VERSION` that the plugin was written for, as a literal number.
     """
 
     create: Callable[[BackendSettings], Union[Backend, SyncBackend]]
     url: str
     summary: str
     capabilities: Capabilities
+    api_version: int
     options: Tuple[Option, ...] = ()
     client: Optional[str] = None
     install: Optional[str] = None
-    api_version: int = API_VERSION
 
     @property
     def client_installed(self) -> bool:
@@ -183,7 +183,7 @@ def _unknown(name: str, known: List[str]) -> str:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(sorted(set(known))) or "none"
-    return f"no installed backend is called {name!r}: {hint}installed are {names}; others come with a distribution of theirs"
+    return f"no installed backend is called {name!r}: {hint}installed are {names}"
 
 
 def _one_line(error: BaseException) -> str:

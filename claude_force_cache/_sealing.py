@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ._keys import encode_key
 from ._secrets import Keys
 
-__all__ = ["AES", "HMAC", "CorruptEntryError", "Opened", "Sealer", "key_id_of"]
+__all__ = ["AES", "HMAC", "CorruptEntryError", "Opened", "Sealer", "declared_length", "key_id_of"]
 
 HMAC = "HMAC-SHA256"
 AES = "AES-256-GCM"
@@ -60,6 +60,11 @@ def key_id_of(sealed: bytes) -> Optional[bytes]:
     if len(sealed) < _HEADER.size or not sealed.startswith(_FORMAT):
         return None
     return sealed[3:11]
+
+
+def declared_length(sealed: bytes) -> int:
+    """Return how long the value will be, as the entry says; not verified, so good for planning only."""
+    return int.from_bytes(sealed[27:31], "big")
 
 
 class Sealer:

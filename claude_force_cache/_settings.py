@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _URL_PARTS = ("host", "port", "hosts", "path", "username", "password")
 
@@ -246,7 +246,7 @@ def _parse_hosts(text: str) -> Tuple[Tuple[str, Optional[int]], ...]:
 
 
 def _parse_host(text: str) -> Tuple[str, Optional[int]]:
-    match = re.match(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@]+))(?::(\d{1,5}))?\Z", text)
+    match = re.match(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@]+))(?::([0-9]{1,5}))?\Z", text)
     if match is None:
         raise ValueError(
             "expected host or host:port, separated by commas, IPv6 in brackets, : and @ in a login as %3A and %40"

@@ -1,0 +1,113 @@
+import math
+from collections import OrderedDict
+from enum import Enum, IntEnum
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from claude_force_cache import Digest, InvalidKeyError, digest
+from claude_force_cache._keys import encode_key
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-300, 300)
+    | st.floats(allow_nan=False)
+    | text
+    | st.binary(max_size=8)
+    | st.binary(min_size=32, max_size=32).map(Digest)
+)
+parts = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
+)
+
+
+def identity(part: Any) -> Any:
+    """A value that is equal for two parts only if they are the same, types included."""
+    if isinstance(part, dict):
+        return ("mapping", frozenset((name, identity(value)) for name, value in part.items()))
+    if isinstance(part, (list, tuple)):
+        return ("sequence", tuple(identity(item) for item in part))
+    if isinstance(part, float):
+        return ("float", part, math.copysign(1, part))
+    return (type(part).__name__, part)
+
+
+@given(parts, parts)
+@example(["ab", "c"], ["a", "bc"])
+@example({"a": None}, {})
+@example([["a"], "b"], [["a", "b"]])
+@example(1, True)
+@example(1, 1.0)
+@example("1", 1)
+@example(b"x", "x")
+@example(0.0, -0.0)
+@example({"a": {"b": 1}}, {"a": {}, "b": 1})
+def test_two_keys_have_the_same_encoding_only_if_they_are_the_same(one: Any, other: Any) -> None:
+    assert (encode_key(one) == encode_key(other)) == (identity(one) == identity(other))
+
+
+@given(parts)
+def test_an_encoding_is_no_prefix_of_another_so_that_keys_can_be_joined(part: Any) -> None:
+    assert encode_key([part, part]) != encode_key([part]) + encode_key(part)
+    assert not encode_key([part, None]).startswith(encode_key([part]))
+
+
+def test_the_order_of_a_mapping_does_not_matter_and_that_of_a_sequence_does() -> None:
+    assert encode_key(OrderedDict([("a", 1), ("b", 2)])) == encode_key({"b": 2, "a": 1})
+    assert encode_key([1, 2]) != encode_key([2, 1])
+    assert encode_key((1, 2)) == encode_key([1, 2])
+
+
+def test_subclasses_of_plain_types_count_as_what_they_are() -> None:
+    class Model(str, Enum):
+        haiku = "claude-haiku"
+
+    class Number(IntEnum):
+        one = 1
+
+    assert encode_key(Number.one) == encode_key(1)
+    assert encode_key(Model.haiku) == encode_key("claude-haiku")
+
+
+def test_a_digest_stands_for_its_part_without_being_it() -> None:
+    assert encode_key([digest("definition")]) != encode_key(["definition"])
+    assert encode_key(digest("a")) != encode_key(bytes(digest("a")))
+    assert digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (float("nan"), "NaN"),
+        ("\ud800", "lone surrogate at position 0"),
+        ({"\udfff": 1}, "lone surrogate"),
+        ({1: 2}, "key of type int"),
+        ({1, 2}, "cannot hold a set"),
+        (object(), "cannot hold a object"),
+    ],
+)
+def test_what_has_no_encoding_is_refused_with_the_reason(part: Any, reason: str) -> None:
+    with pytest.raises(InvalidKeyError, match=reason):
+        encode_key(["nested", part])
+
+
+def test_a_key_that_holds_itself_is_refused() -> None:
+    part: list = []
+    part.append(part)
+    with pytest.raises(InvalidKeyError, match="holds itself"):
+        encode_key(part)
+
+
+def test_the_encoding_is_the_one_that_stored_keys_were_made_with() -> None:
+    # A change here changes every key in every store: it needs a new version in the derivation of keys.
+    request = {"model": "m", "max_tokens": 4096, "messages": [None, True, 0.5, b"b"]}
+    assert encode_key(request).hex() == (
+        "4d0000000000000003"
+        "53000000000000000a6d61785f746f6b656e734900000000000000" + "0434303936"
+        "5300000000000000086d657373616765734c00000000000000044e54443fe0000000000000420000000000000001" + "62"
+        "5300000000000000056d6f64656c5300000000000000016d"
+    )

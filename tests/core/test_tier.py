@@ -1,0 +1,71 @@
+from typing import Dict, List, Tuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from claude_force_cache._tier import _OVERHEAD, Tier
+
+LIMIT = 3 * (_OVERHEAD + 1) + 60
+MAX_AGE = 5.0
+
+
+class TierMachine(RuleBasedStateMachine):
+    """The tier against a list in order of use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tier = Tier(LIMIT, MAX_AGE)
+        self.now = 0.0
+        self.model: List[Tuple[str, Dict[str, float]]] = []
+
+    def remove(self, key: str) -> None:
+        self.model = [pair for pair in self.model if pair[0] != key]
+
+    @rule(key=st.sampled_from("abcd"), length=st.integers(0, 120), life=st.none() | st.integers(1, 8))
+    def put(self, key: str, length: int, life: int) -> None:
+        expires_at = None if life is None else self.now + life
+        self.tier.put(key, length, length=length, created_at=self.now, expires_at=expires_at, now=self.now)
+        self.remove(key)
+        size = 1 + length + _OVERHEAD
+        if size <= LIMIT:
+            end = self.now + MAX_AGE if expires_at is None else min(self.now + MAX_AGE, expires_at)
+            self.model.append((key, {"value": length, "size": size, "end": end}))
+            while sum(entry["size"] for _, entry in self.model) > LIMIT:
+                self.model.pop(0)
+
+    @rule(key=st.sampled_from("abcd"))
+    def get(self, key: str) -> None:
+        found = self.tier.get(key, self.now)
+        entry = dict(self.model).get(key)
+        if entry is None or self.now >= entry["end"]:
+            assert found is None
+            self.remove(key)
+        else:
+            assert found is not None
+            assert found.value == entry["value"]
+            self.remove(key)
+            self.model.append((key, entry))
+
+    @rule(key=st.sampled_from("abcd"))
+    def discard(self, key: str) -> None:
+        self.tier.discard(key)
+        self.remove(key)
+
+    @rule()
+    def clear(self) -> None:
+        self.tier.clear()
+        self.model = []
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+
+    @invariant()
+    def the_account_is_right_and_within_the_limit(self) -> None:
+        assert self.tier._bytes == sum(entry["size"] for _, entry in self.model) <= LIMIT
+        assert list(self.tier._entries) == [key for key, _ in self.model]
+
+
+TestTier = TierMachine.TestCase
+TestTier.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
