@@ -64,7 +64,7 @@ class StandIn:
                 )
             )
         with tempfile.TemporaryFile() as errors:
-            # A session of its own: Ctrl-C in the terminal is meant for this process, which then ends the server.
+            # A session of its own: Ctrl-C in the terminal is for this process, which then ends the server.
             self._process = subprocess.Popen(  # noqa: S603 - an interpreter and a file of this package
                 [self._python, str(_SERVER), "--latency-ms", str(self._latency_ms)],
                 stdin=subprocess.PIPE,
@@ -100,9 +100,7 @@ class StandIn:
         :raises StandInError: if it does not answer.
         """
         journal = json.loads(self._ask("GET"))["requests"]
-        return sum(
-            entry["method"] == "POST" and entry["path"] == "/anthropic/v1/messages" for entry in journal
-        )
+        return sum(entry["method"] == "POST" and entry["path"] == "/anthropic/v1/messages" for entry in journal)
 
     def _announced(self, errors: IO[bytes]) -> int:
         process = self._process
@@ -132,9 +130,7 @@ class StandIn:
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise StandInError(
-                f"the local stand-in for Claude stopped answering ({error}): try again"
-            ) from error
+            raise StandInError(f"the local stand-in for Claude stopped answering ({error}): try again") from error
         finally:
             connection.close()
         if response.status != 200:

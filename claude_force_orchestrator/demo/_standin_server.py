@@ -18,8 +18,8 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=int, default=0)
     latency = parser.parse_args().latency_ms
 
-    from llmock.chaos import ChaosSettings  # noqa: PLC0415 - wrong arguments need no server
-    from llmock.testing import LLMockServer  # noqa: PLC0415 - likewise
+    from llmock.chaos import ChaosSettings
+    from llmock.testing import LLMockServer
 
     with LLMockServer(chaos=ChaosSettings(latency_ms=latency)) as server:
         sys.stdout.write(json.dumps({"port": server.port}) + "\n")

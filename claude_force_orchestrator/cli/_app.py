@@ -1,0 +1,100 @@
+"""The commands, put together, and the one place that turns errors into messages and exit codes."""
+
+# No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
+import sys
+import warnings
+from typing import List, Optional
+
+import typer
+from typing_extensions import Annotated
+
+from ._backends import backends
+from ._cache import cache_app
+from ._config import config_app
+from ._demo import demo
+from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, report
+from ._map import map_tasks
+from ._run import run_agent
+
+__all__ = ["run"]
+
+_PROGRAM = "claude-force"
+
+app = typer.Typer(
+    name=_PROGRAM,
+    help="Ask Claude agents, and be answered from a cache when the question was asked before.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"{_PROGRAM} {version('claude-force-cache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run")(run_agent)
+app.command("map")(map_tasks)
+app.add_typer(cache_app, name="cache")
+app.command("backends")(backends)
+app.add_typer(config_app, name="config")
+app.command("demo")(demo)
+
+
+def run(arguments: List[str]) -> int:
+    """Run one command line and return its exit code."""
+    # Cryptography says so at every start; whoever runs 3.8 knows.
+    warnings.filterwarnings("ignore", message=r"Python 3\.\d+ is no longer supported")
+    for stream in (sys.stdout, sys.stderr):
+        # An answer may hold what the terminal's encoding does not; showing its code beats losing the answer.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name=_PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except CommandError as failure:
+        report(str(failure))
+        return failure.code
+    except Exception as error:
+        message = _usage_message(error) or _library_message(error)
+        if message is None:
+            raise
+        report(message)
+        return USAGE
+    return code if isinstance(code, int) else 0
+
+
+def _usage_message(error: Exception) -> Optional[str]:
+    """Return what the command-line parser complains about; its error classes moved between Typer's releases."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else _PROGRAM
+    return f"{str(format_message()).rstrip('.')}: see {command} --help"
+
+
+def _library_message(error: Exception) -> Optional[str]:
+    from claude_force_cache import CacheError
+
+    from .._errors import OrchestratorError
+
+    return str(error) if isinstance(error, (CacheError, OrchestratorError)) else None

@@ -1,0 +1,76 @@
+"""``claude-force config``: what is in force, and where each value came from."""
+
+# No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
+import os
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Set, Union
+
+import typer
+
+from ._console import print_json, print_table
+from ._options import CacheOption, ConfigOption, JSONOption
+
+if TYPE_CHECKING:
+    from claude_force_cache import Cache
+
+__all__ = ["config_app"]
+
+config_app = typer.Typer(help="Show the settings.")
+
+
+@config_app.callback()
+def _group() -> None:
+    """Show the settings."""
+
+
+@config_app.command("show")
+def show(cache: CacheOption = None, config: ConfigOption = None, as_json: JSONOption = False) -> None:
+    """Show every effective setting and where it came from. Secrets are masked."""
+    from ._settings import tool_settings
+
+    settings = tool_settings(config, cache)
+    made = settings.make_cache()
+    # What this command did not pass on is the constructor's default, though it arrived there as an argument.
+    passed = {name for name, value in (("project", config), ("cache", cache)) if value is not None}
+    rows: List[Dict[str, Any]] = [
+        {
+            "name": setting.name,
+            "value": setting.value,
+            "origin": "default" if setting.origin == "argument" and setting.name not in passed else setting.origin,
+        }
+        for setting in settings.describe()
+    ]
+    rows.append(_secret_row(made))
+    given = _given_options(settings.cache_source)
+    origin = settings.origins["cache"]
+    for name, value in sorted(made.options.items()):
+        rows.append({"name": f"cache.{name}", "value": value, "origin": origin if name in given else "default"})
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("setting", "value", "from"),
+        [(row["name"], "-" if row["value"] is None else str(row["value"]), row["origin"]) for row in rows],
+    )
+
+
+def _secret_row(cache: "Cache[Any]") -> Dict[str, Any]:
+    """Return whether there is a secret and where it comes from, never the secret."""
+    if os.environ.get("CLAUDE_CACHE_SECRET"):
+        return {"name": "cache_secret", "value": "***", "origin": "CLAUDE_CACHE_SECRET"}
+    if cache.capabilities.shared_between_machines:
+        return {"name": "cache_secret", "value": None, "origin": "not set; this cache needs CLAUDE_CACHE_SECRET"}
+    if cache.capabilities.persistent:
+        return {"name": "cache_secret", "value": "***", "origin": "a file of this user's, made at the first use"}
+    return {"name": "cache_secret", "value": "***", "origin": "this process only"}
+
+
+def _given_options(source: Union[str, Mapping[str, object]]) -> Set[str]:
+    """Return the names of the options that stand in the URL or the table."""
+    from claude_force_cache import BackendURL
+
+    if isinstance(source, str):
+        return set(BackendURL.parse(source)[1])
+    options = source.get("options")
+    names = set(options) if isinstance(options, Mapping) else set()
+    url = source.get("url")
+    return names | set(BackendURL.parse(url)[1]) if isinstance(url, str) else names

@@ -1,0 +1,56 @@
+"""Running a command's coroutine so that Ctrl-C ends it in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any, Coroutine, List, TypeVar
+
+from ._failure import INTERRUPTED, CommandError
+
+__all__ = ["run_command"]
+
+T = TypeVar("T")
+
+
+def run_command(main: Coroutine[Any, Any, T], *, interrupted: str = "interrupted: start it again") -> T:
+    """Return the result of ``main``, which is cancelled on Ctrl-C and on SIGTERM.
+
+    Cancelled, it still closes what it opened and writes what it has; a second Ctrl-C ends it at once.
+
+    :param interrupted: what to tell the user then.
+    :raises CommandError: with the exit code of an interruption, if it was interrupted.
+    """
+    return asyncio.run(_until_interrupted(main, interrupted))
+
+
+async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> T:
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(main)
+    handled: List[signal.Signals] = []
+    arrived = False
+
+    def release() -> None:
+        while handled:
+            loop.remove_signal_handler(handled.pop())
+
+    def interrupt() -> None:
+        nonlocal arrived
+        arrived = True
+        release()
+        task.cancel()
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+            handled.append(number)
+    except (NotImplementedError, RuntimeError, ValueError):
+        pass  # Windows, or not the main thread: KeyboardInterrupt comes by itself
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if arrived:
+            raise CommandError(interrupted, INTERRUPTED) from None
+        raise
+    finally:
+        release()

@@ -1,0 +1,76 @@
+"""Options that several commands share."""
+
+# No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
+from pathlib import Path
+from typing import Optional
+
+import typer
+from typing_extensions import Annotated
+
+from ._failure import CommandError
+
+__all__ = [
+    "AgentArgument",
+    "CacheOption",
+    "ConfigOption",
+    "JSONOption",
+    "MaxTokensOption",
+    "ModelOption",
+    "NoCacheOption",
+    "NoStoreOption",
+    "OnlyIfCachedOption",
+    "TemperatureOption",
+    "TimeoutOption",
+    "cache_mode",
+]
+
+AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The name of an agent in claude.json.")]
+CacheOption = Annotated[
+    Optional[str],
+    typer.Option(
+        "--cache",
+        metavar="URL",
+        help="The cache, for example disk:///var/cache/answers or redis://host/0. "
+        "Default: CLAUDE_CACHE_URL, then the project's cache section, then disk.",
+    ),
+]
+ConfigOption = Annotated[
+    Optional[Path],
+    typer.Option("--config", metavar="PATH", help="The project's claude.json. Default: .claude/claude.json."),
+]
+JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+ModelOption = Annotated[
+    Optional[str],
+    typer.Option("--model", metavar="ID", help="The model to ask, instead of the agent's or the default."),
+]
+MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer to pay for, in tokens.")]
+TemperatureOption = Annotated[
+    Optional[float], typer.Option("--temperature", min=0.0, max=1.0, help="Sent only if it is given.")
+]
+TimeoutOption = Annotated[
+    Optional[float], typer.Option("--timeout", metavar="SECONDS", help="The bound of each attempt.")
+]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Do not look into the cache; do store.")]
+NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Neither look into the cache nor store.")]
+OnlyIfCachedOption = Annotated[
+    bool, typer.Option("--only-if-cached", help="Never call the API; fail what is not in the cache.")
+]
+
+
+def cache_mode(*, no_cache: bool, no_store: bool, only_if_cached: bool) -> Optional[str]:
+    """Return how one execution treats the cache, or None for the ordinary way.
+
+    :raises CommandError: if the options contradict each other.
+    """
+    chosen = [
+        mode
+        for mode, wanted in (
+            ("no-cache", no_cache),
+            ("no-store", no_store),
+            ("only-if-cached", only_if_cached),
+        )
+        if wanted
+    ]
+    if len(chosen) > 1:
+        raise CommandError(f"--{chosen[0]} and --{chosen[1]} contradict each other: give one of them")
+    return chosen[0] if chosen else None
