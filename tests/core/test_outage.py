@@ -1,0 +1,133 @@
+"""A store that is gone: slower answers, never failed ones, and one log line."""
+
+import asyncio
+import logging
+from typing import Any, Callable, List
+
+import pytest
+
+from claude_force_cache import (
+    MISSING,
+    BackendUnavailableError,
+    Cache,
+    hookimpl,
+    open_cache,
+)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.events: List[str] = []
+
+    @hookimpl
+    def claude_force_cache_outage(self, error: BackendUnavailableError) -> None:
+        self.events.append("outage")
+
+    @hookimpl
+    def claude_force_cache_recovery(self) -> None:
+        self.events.append("recovery")
+
+
+async def answer(cache: Cache[Any], key: Any, calls: List[Any]) -> Any:
+    async def compute() -> str:
+        calls.append(key)
+        return f"answer {key}"
+
+    return await cache.get_or_compute(key, compute)
+
+
+async def until_stored(cache: Cache[Any]) -> None:
+    for attempt in range(2000):
+        if await cache.set(f"attempt {attempt}", attempt):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the store was not used again within 20 seconds")
+
+
+@pytest.mark.parametrize("kind", ["redis", "memcached"])
+def test_a_server_that_dies_and_comes_back_costs_no_answer(
+    kind: str, start_server: Callable[..., Any], namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server(kind)
+
+    async def main() -> None:
+        async with open_cache(server.url, namespace=namespace, tier_bytes=0) as cache:
+            heard = Heard()
+            cache.register(heard)
+            calls: List[Any] = []
+            assert await answer(cache, "before", calls) == "answer before"
+            assert await answer(cache, "before", calls) == "answer before"
+            assert calls == ["before"]
+
+            server.stop()
+            for number in range(50):
+                assert await answer(cache, number, calls) == f"answer {number}"
+            assert len(calls) == 51
+            assert cache.stats().errors > 0
+            with pytest.raises(BackendUnavailableError):
+                await cache.usage()
+            assert heard.events == ["outage"]
+
+            server.start()
+            await until_stored(cache)
+            assert heard.events == ["outage", "recovery"]
+            assert await answer(cache, "after", calls) == "answer after"
+            assert await answer(cache, "after", calls) == "answer after"
+            assert calls.count("after") == 1
+
+    asyncio.run(main())
+    ours = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(ours) == 2, [record.getMessage() for record in ours]
+
+
+@pytest.mark.parametrize("scheme", ["redis", "memcached"])
+def test_a_cache_whose_server_is_not_there_opens_answers_and_closes(
+    scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with open_cache(f"{scheme}://127.0.0.1:1") as cache:
+            calls: List[Any] = []
+            for _ in range(2):
+                assert await answer(cache, "key", calls) == "answer key"
+            assert calls == ["key"], "the in-process tier keeps what the store does not take"
+            assert await cache.get("other") is MISSING
+            with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1:1"):
+                await cache.ping()
+
+    asyncio.run(main())
+    assert len(caplog.records) == 1
+
+
+def test_a_server_that_accepts_and_stays_silent_costs_the_budget_a_few_times_and_then_nothing() -> None:
+    async def main() -> None:
+        async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(1000):
+                    pass
+            finally:
+                writer.close()
+
+        silent = await asyncio.start_server(silence, "127.0.0.1", 0)
+        host, port = silent.sockets[0].getsockname()
+        async with open_cache(f"redis://{host}:{port}", timeout=0.05) as cache:
+            calls: List[Any] = []
+            await asyncio.gather(*[answer(cache, number, calls) for number in range(200)])
+            assert len(calls) == 200
+        silent.close()
+        await silent.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_a_disk_folder_that_vanishes_costs_no_answer(tmp_path: Any) -> None:
+    import shutil
+
+    async def main() -> None:
+        async with open_cache(f"disk://{tmp_path}/cache", tier_bytes=0) as cache:
+            calls: List[Any] = []
+            await answer(cache, "before", calls)
+            shutil.rmtree(str(tmp_path / "cache"))
+            for number in range(10):
+                assert await answer(cache, number, calls) == f"answer {number}"
+
+    asyncio.run(main())
