@@ -1,0 +1,204 @@
+"""Calls: one request to the API, its attempts, and what their failures are called."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple, Type
+from urllib.parse import urlsplit
+
+import anyio
+
+from ._client import Clients
+from ._errors import (
+    AuthenticationError,
+    BadRequestError,
+    CallError,
+    CallTimeoutError,
+    ConnectionFailedError,
+    InvalidAnswerError,
+    OrchestratorError,
+    OverloadedError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    SpendLimitError,
+)
+from ._limiter import ConcurrencyLimiter
+from ._request import Request
+
+__all__ = ["MAX_RETRY_AFTER", "Caller", "backoff", "retry_after"]
+
+MAX_RETRY_AFTER = 300.0
+"""The longest pause, in seconds, that a server may ask for. A call that is told to wait longer fails at once."""
+
+_BACKOFF_BASE = 0.5
+_BACKOFF_MOST = 8.0
+_SPEND_LIMIT = "enforced_spend_limit_reached"
+_RETRIED = frozenset({408, 409, 429})
+_BY_STATUS: Mapping[int, Type[CallError]] = {
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    408: ServerError,
+    409: ServerError,
+    429: RateLimitError,
+    529: OverloadedError,
+}
+
+
+def backoff(failures: int, asked: Optional[float], *, jitter: Callable[[], float] = random.random) -> float:
+    """Return the pause before the next attempt, in seconds.
+
+    Exponential with full jitter, so that clients that failed together do not return together. What the server
+    asked for is never undercut; the jitter comes on top of it, for the same reason.
+
+    :param failures: how many attempts failed, at least 1.
+    :param asked: the seconds that the server asked for, or None.
+    :param jitter: returns a number from 0 to below 1.
+    """
+    if asked is not None:
+        return asked + jitter() * _BACKOFF_BASE
+    return jitter() * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
+    """Return the seconds that a reply asks to wait, or None if it does not say.
+
+    :param now: seconds since 1970, to which a date in the header is compared.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - now)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+class Caller:
+    """Makes calls, within one limit of concurrency, with one owner of retries and time-outs.
+
+    :param clients: where the SDK's clients come from.
+    :param limiter: the limit. A slot is held from before the first attempt until after the last, pauses
+        included: whoever was told to slow down shall not make room for another call.
+    :param timeout: the bound of each attempt in seconds, from sending it to the last byte of the answer.
+    :param max_retries: how many attempts may follow the first.
+    :param on_attempt: called before each attempt.
+    :param clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        clients: Clients,
+        limiter: ConcurrencyLimiter,
+        *,
+        endpoint: str,
+        timeout: float,
+        max_retries: int,
+        on_attempt: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clients = clients
+        self._limiter = limiter
+        self._host = urlsplit(endpoint).netloc.rpartition("@")[2]
+        self._timeout = timeout
+        self._max_retries = max_retries
+        self._on_attempt = on_attempt
+        self._clock = clock
+
+    async def call(self, request: Request) -> Any:
+        """Return the SDK's ``Message``.
+
+        :raises CallError: if the API does not answer; the SDK's exception is the cause.
+        :raises InvalidAnswerError: if it answers something that the SDK cannot read.
+        :raises ConfigError: if the SDK is not installed, or the key cannot be sent.
+        """
+        await self._limiter.acquire()
+        try:
+            client = await self._clients.get()
+            return await self._call(client, request)
+        finally:
+            self._limiter.release()
+
+    async def _call(self, client: Any, request: Request) -> Any:
+        import anthropic
+
+        arguments = request.arguments()
+        attempts = 0
+        while True:
+            attempts += 1
+            self._on_attempt()
+            try:
+                with anyio.fail_after(self._timeout):
+                    return await client.messages.create(**arguments, timeout=None)
+            except (anthropic.AnthropicError, TimeoutError) as error:
+                failure = self._judge(error, attempts)
+                if not failure.passing or attempts > self._max_retries:
+                    raise failure.error from error
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error)}") from error
+            await asyncio.sleep(backoff(attempts, failure.asked))
+
+    def _judge(self, error: Exception, attempts: int) -> _Failure:
+        """Return what the SDK's error means here."""
+        import anthropic
+
+        after = f" ({attempts} attempts)" if attempts > 1 else ""
+        if isinstance(error, (TimeoutError, anthropic.APITimeoutError)):
+            text = f"no complete answer from {self._host} within {self._timeout:g} s{after}; raise timeout_seconds"
+            return _Failure(CallTimeoutError(text, attempts=attempts), passing=True)
+        if isinstance(error, anthropic.APIConnectionError):
+            text = f"cannot reach {self._host}: {_line(error.__cause__ or error)}{after}"
+            return _Failure(ConnectionFailedError(text, attempts=attempts), passing=True)
+        if isinstance(error, anthropic.APIResponseValidationError):
+            return _Failure(InvalidAnswerError(f"{self._host} sent what is no message: {_line(error)}"))
+        if not isinstance(error, anthropic.APIStatusError):
+            return _Failure(CallError(f"the SDK refused the call: {_line(error)}", attempts=attempts))
+        status, headers = error.status_code, error.response.headers
+        message, code = _read_body(error.body)
+        asked = retry_after(headers, now=self._clock())
+        passing = (status in _RETRIED or status >= 500) and headers.get("x-should-retry") != "false"
+        kind = _BY_STATUS.get(status, ServerError if status >= 500 else BadRequestError)
+        if status == 429 and code == _SPEND_LIMIT:
+            kind, passing = SpendLimitError, False
+        text = f"{self._host} answered {status}: {message or _line(error)}{after}"
+        if asked is not None and asked > MAX_RETRY_AFTER:
+            text += f"; it asks to wait {asked:,.0f} s, and more than {MAX_RETRY_AFTER:.0f} s is not waited"
+            passing = False
+        request_id = headers.get("request-id")
+        return _Failure(kind(text, status=status, request_id=request_id, attempts=attempts), passing, asked)
+
+
+class _Failure(NamedTuple):
+    """A failed attempt: its error, whether another one may fare better, and the seconds to wait before it."""
+
+    error: OrchestratorError
+    passing: bool = False
+    asked: Optional[float] = None
+
+
+def _read_body(body: object) -> Tuple[Optional[str], Optional[str]]:
+    """Return the message and the error code in the body of an error."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return None, None
+    message, details = error.get("message"), error.get("details")
+    code = details.get("error_code") if isinstance(details, dict) else None
+    return (_line(message) if isinstance(message, str) else None), code if isinstance(code, str) else None
+
+
+def _line(text: object) -> str:
+    """Return text of others as one line of bounded length."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    return line if len(line) <= 300 else f"{line[:300]}..."

@@ -1,0 +1,74 @@
+"""The concurrency limit: at most so many calls at once, in whatever event loops and threads they run."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import Deque
+
+__all__ = ["ConcurrencyLimiter"]
+
+
+class _Waiter:
+    __slots__ = ("abandoned", "future", "granted", "loop")
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.granted = False
+        self.abandoned = False
+
+    def wake(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class ConcurrencyLimiter:
+    """Slots that are given out first come, first served, across event loops and threads.
+
+    asyncio's own semaphore belongs to one event loop, and so cannot hold a limit for an orchestrator that is
+    used from several. The lock inside is held for a few instructions, never while waiting.
+
+    :param limit: how many slots there are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._free = limit
+        self._waiters: Deque[_Waiter] = deque()
+
+    async def acquire(self) -> None:
+        """Take a slot, or wait for one. A caller that is cancelled meanwhile holds none afterwards."""
+        with self._lock:
+            # Whoever finds a free slot overtakes nobody: while anybody waits, no slot is free.
+            if self._free:
+                self._free -= 1
+                return
+            waiter = _Waiter()
+            self._waiters.append(waiter)
+        try:
+            await waiter.future
+        except BaseException:
+            # GeneratorExit too: an event loop that is closed with this task pending must not keep the slot.
+            with self._lock:
+                waiter.abandoned = True
+                granted = waiter.granted
+            if granted:
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give a slot back, to the one who has waited longest. May be called from any thread."""
+        with self._lock:
+            while self._waiters:
+                waiter = self._waiters.popleft()
+                if waiter.abandoned:
+                    continue
+                try:
+                    waiter.loop.call_soon_threadsafe(waiter.wake)
+                except RuntimeError:
+                    continue  # its event loop is closed, and it will never run again
+                waiter.granted = True
+                return
+            self._free += 1

@@ -1,0 +1,469 @@
+"""The orchestrator: from a task to an answer, remembered or new."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import (
+    Any,
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    Union,
+)
+
+import anyio.to_thread
+from typing_extensions import Literal
+
+from claude_force_cache import Cache, CacheEntry, CacheError, ConfigurationError
+
+from ._answer import Answer, read_message
+from ._calls import Caller
+from ._client import Clients, make_client
+from ._definitions import Definitions, LoadedDefinition
+from ._errors import ConfigError, InternalError, InvalidTaskError, NotCachedError, OrchestratorError
+from ._execution import Execution
+from ._ledger import Ledger
+from ._limiter import ConcurrencyLimiter
+from ._prices import PriceList
+from ._project import Project
+from ._request import Request, RequestTemplate
+from ._result import AgentResult, Totals
+from ._settings import DEFAULT_MODEL, MOST_TTL_HOURS, CacheArgument, Settings
+from ._streaming import as_completed
+from ._tracking import Record, Tracker
+from ._validation import check_max_tokens, check_model, check_number, check_task, check_temperature, check_whole
+
+__all__ = ["AgentTask", "AsyncAgentOrchestrator", "CacheMode"]
+
+AgentTask = Tuple[str, str]
+"""The name of an agent, and the task for it."""
+
+CacheMode = Literal["no-cache", "no-store", "only-if-cached"]
+"""How one execution uses the cache; see :meth:`AsyncAgentOrchestrator.execute_agent`."""
+
+_MODES = ("no-cache", "no-store", "only-if-cached")
+_MOST_TEMPLATES = 1024
+_IN_FLIGHT_FACTOR = 4
+_logger = logging.getLogger("claude_force_orchestrator")
+
+
+class _Template:
+    """A request template with what an execution needs to know besides."""
+
+    __slots__ = ("cacheable", "loaded", "request")
+
+    def __init__(self, request: RequestTemplate, loaded: LoadedDefinition, cacheable: bool) -> None:
+        self.request = request
+        self.loaded = loaded
+        self.cacheable = cacheable
+
+
+class AsyncAgentOrchestrator:
+    """Runs the agents of a project, and answers what was asked before from a cache.
+
+    ``async with`` opens the cache and closes everything at the end; without it, both happen at the first use and
+    in :meth:`close`. One orchestrator may be used from several event loops and threads; its limit of
+    concurrency holds over all of them.
+
+    :param config_path: the path of claude.json, or a :class:`Project` made from one. It is read here, once; the
+        agents' files are read when they are needed, and again when they changed.
+    :param api_key: the key; by default that of ``ANTHROPIC_API_KEY``, or what else the SDK finds. A missing key
+        is an error only when a call is needed.
+    :param max_concurrent: how many API calls may be under way at once. Cached answers neither wait nor count.
+    :param timeout_seconds: the bound of each attempt in seconds, from the first byte to the last.
+    :param max_retries: how many attempts may follow the first. Retried are rate limits, overload, faults of the
+        server (408, 409, 429, 5xx), lost connections and time-outs; nothing else.
+    :param enable_cache: by default what claude.json says (``cache.enabled``), else True.
+    :param cache_ttl_hours: how long answers are kept; by default what the cache or claude.json say, else 24.
+    :param cache_max_size_mb: the hard limit of the cache in units of 2**20 bytes; likewise, else 100.
+    :param enable_tracking: append one line for each execution to ``metrics/executions.jsonl`` beside claude.json.
+    :param cache: a URL or table that chooses a cache, or a Cache of answers, which stays its owner's to close.
+        By default ``CLAUDE_CACHE_URL``, then the section ``cache`` of claude.json, then the folder ``cache``
+        beside claude.json.
+    :param base_url: where the Messages API is; by default ``ANTHROPIC_BASE_URL``, then Anthropic's.
+    :param clock: the time in seconds since 1970, for tests.
+    :raises ProjectError: if claude.json cannot be used.
+    :raises ConfigError: if an argument or a variable of the environment cannot be used.
+    :raises claude_force_cache.ConfigurationError: if the cache cannot be used as it is configured.
+    """
+
+    def __init__(
+        self,
+        config_path: Union[str, os.PathLike[str], Project] = Path(".claude/claude.json"),
+        api_key: Optional[str] = None,
+        *,
+        max_concurrent: int = 10,
+        timeout_seconds: float = 30,
+        max_retries: int = 3,
+        enable_cache: Optional[bool] = None,
+        cache_ttl_hours: Optional[float] = None,
+        cache_max_size_mb: Optional[float] = None,
+        enable_tracking: bool = True,
+        cache: CacheArgument = None,
+        base_url: Optional[str] = None,
+        clock: Optional[Callable[[], float]] = None,
+    ) -> None:
+        self.settings = Settings.resolve(
+            config_path,
+            api_key=api_key,
+            base_url=base_url,
+            max_concurrent=max_concurrent,
+            timeout_seconds=timeout_seconds,
+            max_retries=max_retries,
+            enable_cache=enable_cache,
+            cache_ttl_hours=cache_ttl_hours,
+            cache_max_size_mb=cache_max_size_mb,
+            enable_tracking=enable_tracking,
+            cache=cache,
+        )
+        settings = self.settings
+        self.project = settings.project
+        self._given_clock = clock
+        self._clock = clock or time.time
+        self._prices = PriceList.load()
+        self._ledger = Ledger()
+        self._definitions = Definitions(self.project)
+        self._templates: Dict[object, _Template] = {}
+        self._clients = Clients(lambda: make_client(settings.api_key, settings.base_url))
+        self._caller = Caller(
+            self._clients,
+            ConcurrencyLimiter(settings.max_concurrent),
+            endpoint=settings.base_url,
+            timeout=settings.timeout_seconds,
+            max_retries=settings.max_retries,
+            on_attempt=self._ledger.attempt,
+            clock=self._clock,
+        )
+        path = self.project.folder / "metrics" / "executions.jsonl"
+        self._tracker = Tracker(path) if settings.enable_tracking else None
+        self._warned_of_cache = False
+        self._cache: Optional[Cache[Answer]] = self._make_cache()
+
+    def _make_cache(self) -> Optional[Cache[Answer]]:
+        settings = self.settings
+        if not settings.enable_cache:
+            return None
+        return settings.cache if settings.cache is not None else settings.make_cache(clock=self._given_clock)
+
+    @property
+    def cache(self) -> Optional[Cache[Answer]]:
+        """The cache in use, or None if it is switched off or the orchestrator is closed."""
+        return self._cache
+
+    @property
+    def totals(self) -> Totals:
+        """What all executions so far add up to."""
+        return self._ledger.totals()
+
+    async def __aenter__(self) -> AsyncAgentOrchestrator:
+        if self._cache is None:
+            self._cache = self._make_cache()
+        if self._cache is not None:
+            await self._cache.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Write what is still to be recorded, close the API client and, unless it was given, the cache.
+
+        Idempotent. A later execution opens everything again.
+        """
+        cache, self._cache = self._cache, None
+        try:
+            await self._clients.close()
+            if cache is not None and cache is not self.settings.cache:
+                await cache.close()
+        finally:
+            if self._tracker is not None:
+                await anyio.to_thread.run_sync(self._tracker.close)
+
+    async def execute_agent(
+        self,
+        agent_name: str,
+        task: str,
+        model: Optional[str] = None,
+        *,
+        max_tokens: int = 4096,
+        temperature: Optional[float] = None,
+        workflow_name: Optional[str] = None,
+        workflow_position: Optional[int] = None,
+        cache: Optional[CacheMode] = None,
+        ttl_hours: Optional[float] = None,
+    ) -> AgentResult:
+        """Return an agent's answer to a task, out of the cache or from the API.
+
+        Failures are results, too: an unknown agent, a task that cannot be used, a call that fails, an answer
+        that is refused or empty. Equal tasks that are under way at the same time share one call.
+
+        :param agent_name: an agent of the project.
+        :param task: the user's message, at most 100,000 characters. It is sent unaltered.
+        :param model: by default the agent's own in claude.json, else ``DEFAULT_MODEL``.
+        :param max_tokens: the limit of the answer, in tokens.
+        :param temperature: sent only if it is given; current models do not accept it.
+        :param workflow_name: recorded, and returned in the metadata.
+        :param workflow_position: likewise.
+        :param cache: None looks up and stores. ``no-cache`` does not look up, but stores the new answer;
+            ``no-store`` leaves the cache out altogether; ``only-if-cached`` never calls the API.
+        :param ttl_hours: how long the answer is kept, if it is a new one; by default as the cache says.
+        :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured; nothing
+            was sent.
+        """
+        execution = Execution(agent_name, task, model, workflow_name, workflow_position)
+        error_type: Optional[str] = None
+        try:
+            result = await self._answer(execution, agent_name, model, max_tokens, temperature, cache, ttl_hours)
+            error_type = None if result.error is None else type(result.error).__name__
+        except asyncio.CancelledError:
+            self._record(execution, execution.cancel(), "CancelledError")
+            raise
+        except ConfigurationError:
+            raise
+        except OrchestratorError as error:
+            self._ledger.failed()
+            result, error_type = execution.fail(error), type(error).__name__
+        except Exception as defect:
+            _logger.exception("a defect met a task of agent %r", execution.agent_name)
+            if execution.paid is not None:
+                result = self._finish(execution, execution.paid, None)
+            else:
+                self._ledger.failed()
+                failure = InternalError(f"a defect of the orchestrator, {type(defect).__name__}; see the log")
+                failure.__cause__ = defect
+                result, error_type = execution.fail(failure), "InternalError"
+        self._record(execution, result, error_type)
+        if self._tracker is not None and self._tracker.crowded:
+            await anyio.to_thread.run_sync(self._tracker.flush)
+        return result
+
+    async def _answer(
+        self,
+        execution: Execution,
+        agent_name: str,
+        *,
+        model: Optional[str],
+        max_tokens: int,
+        temperature: Optional[float],
+        mode: Optional[CacheMode],
+        ttl_hours: Optional[float],
+    ) -> AgentResult:
+        try:
+            template = self._templates.get((agent_name, model, max_tokens, temperature))
+        except TypeError:
+            template = None  # an argument that cannot be hashed; the checks say which
+        if template is None or time.monotonic() >= template.loaded.fresh_until:
+            template = await self._resolve(agent_name, model, max_tokens, temperature)
+        execution.model = template.request.model
+        check_task(execution.task)
+        request = Request(template.request, execution.task)
+
+        async def ask() -> Answer:
+            execution.paid = answer = await self._ask(request)
+            return answer
+
+        ttl = self.settings.call_ttl
+        if mode is not None or ttl_hours is not None:
+            if mode is not None and mode not in _MODES:
+                raise InvalidTaskError(f"cache must be one of {', '.join(_MODES)} or None, not {mode!r}")
+            if ttl_hours is not None:
+                ttl = 3600 * _check_ttl_hours(ttl_hours)
+        cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
+        try:
+            if mode == "only-if-cached":
+                entry = None if cache is None else await cache.get_entry(request.key)
+                if entry is None:
+                    raise NotCachedError(f"the cache has no answer of agent {execution.agent_name!r} to this task")
+            elif cache is None:
+                return self._finish(execution, await ask(), None)
+            else:
+                options = {} if ttl is None else {"ttl": ttl}
+                entry = await cache.fetch(
+                    request.key, ask, store_if=_is_storable, refresh=mode == "no-cache", **options
+                )
+        except ConfigurationError:
+            raise
+        except CacheError as error:
+            # A cache that fails costs its benefit, never an answer.
+            self._warn_of_cache(error)
+            return self._finish(execution, execution.paid or await ask(), None)
+        return self._finish(execution, entry.value, entry if entry.cached else None)
+
+    async def _resolve(
+        self, agent_name: str, model: Optional[str], max_tokens: int, temperature: Optional[float]
+    ) -> _Template:
+        """Return the template for these arguments, its definition as fresh as it must be.
+
+        :raises InvalidTaskError: if one of them cannot be used.
+        :raises UnknownAgentError: if there is no such agent.
+        :raises ProjectError: if the agent's files cannot be used.
+        """
+        agent = self.project.agent(agent_name)
+        resolved = check_model(model if model is not None else agent.model or DEFAULT_MODEL)
+        check_max_tokens(max_tokens)
+        checked_temperature = check_temperature(temperature)
+        loaded = await self._definitions.get(agent_name)
+        key = (agent_name, model, max_tokens, temperature)
+        template = self._templates.get(key)
+        if template is None or template.loaded is not loaded:
+            request = RequestTemplate(
+                agent_name, self.settings.base_url, resolved, max_tokens, checked_temperature, loaded.definition
+            )
+            template = _Template(request, loaded, agent_name not in self.settings.exclude_agents)
+            if len(self._templates) >= _MOST_TEMPLATES:
+                self._templates.clear()
+            self._templates[key] = template
+        return template
+
+    async def _ask(self, request: Request) -> Answer:
+        """Return the API's answer, paid for."""
+        message = await self._caller.call(request)
+        answer = read_message(message, agent_name=request.template.agent_name, created=self._clock())
+        self._ledger.paid(answer, self._prices.cost(answer))
+        return answer
+
+    def _finish(self, execution: Execution, answer: Answer, entry: Optional[CacheEntry[Answer]]) -> AgentResult:
+        """Return the result for an answer, out of the cache if there is an entry, and count it."""
+        cost = self._prices.cost(answer)
+        if entry is None:
+            result = execution.succeed(answer, cached=False, age=None, cost=cost)
+            self._ledger.answered(success=result.success)
+        else:
+            result = execution.succeed(answer, cached=True, age=entry.age, cost=cost)
+            self._ledger.saved(cost, success=result.success)
+        return result
+
+    def _usable_cache(self) -> Optional[Cache[Answer]]:
+        """Return the cache, made again if the orchestrator was closed meanwhile, or None if it is switched off."""
+        if self._cache is None:
+            self._cache = self._make_cache()
+        return self._cache
+
+    def _record(self, execution: Execution, result: AgentResult, error_type: Optional[str]) -> None:
+        if self._tracker is not None:
+            self._tracker.record(Record(self._clock(), execution.task, result, error_type))
+
+    def _warn_of_cache(self, error: CacheError) -> None:
+        level = logging.DEBUG if self._warned_of_cache else logging.WARNING
+        self._warned_of_cache = True
+        _logger.log(level, "the cache cannot be used, tasks are answered without it: %s", error)
+
+    async def execute_multiple(
+        self,
+        tasks: Iterable[AgentTask],
+        *,
+        model: Optional[str] = None,
+        max_tokens: int = 4096,
+        temperature: Optional[float] = None,
+        workflow_name: Optional[str] = None,
+        cache: Optional[CacheMode] = None,
+        ttl_hours: Optional[float] = None,
+    ) -> List[AgentResult]:
+        """Return the results of many tasks, in the order of the tasks.
+
+        All are started at once, so that what is cached does not wait behind calls; the calls keep to the limit
+        of concurrency. A task that fails is one failed result. If this is cancelled, so are all of them.
+
+        :param tasks: pairs of an agent's name and a task for it.
+
+        The other arguments are those of :meth:`execute_agent`, for every task.
+        """
+        options: Dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "workflow_name": workflow_name,
+            "cache": cache,
+            "ttl_hours": ttl_hours,
+        }
+        running = [asyncio.ensure_future(self._execute_pair(pair, options)) for pair in tasks]
+        try:
+            return list(await asyncio.gather(*running))
+        except BaseException:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            raise
+
+    async def execute_as_completed(
+        self,
+        tasks: Union[Iterable[AgentTask], AsyncIterable[AgentTask]],
+        *,
+        model: Optional[str] = None,
+        max_tokens: int = 4096,
+        temperature: Optional[float] = None,
+        workflow_name: Optional[str] = None,
+        cache: Optional[CacheMode] = None,
+        ttl_hours: Optional[float] = None,
+        in_flight: Optional[int] = None,
+    ) -> AsyncGenerator[Tuple[int, AgentResult], None]:
+        """Iterate over the results of many tasks as they come, each with the number of its task, from 0.
+
+        Takes no more tasks than it works on, so the input may be longer than memory, or endless, and may
+        arrive slowly if it is asynchronous. An ordinary iterable is read in the event loop: it should not block.
+        Leaving the iteration early cancels what is under way, as soon as the iterator is closed (``aclose``).
+
+        :param tasks: pairs of an agent's name and a task for it, or an asynchronous iterable of such.
+        :param in_flight: how many tasks may be under way at once, cached ones included; by default four times
+            ``max_concurrent``.
+
+        The other arguments are those of :meth:`execute_agent`, for every task.
+        """
+        limit = _IN_FLIGHT_FACTOR * self.settings.max_concurrent
+        if in_flight is not None:
+            limit = check_whole("in_flight", in_flight, least=1)
+        options: Dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "workflow_name": workflow_name,
+            "cache": cache,
+            "ttl_hours": ttl_hours,
+        }
+
+        async def work(index: int, pair: AgentTask) -> Tuple[int, AgentResult]:
+            return index, await self._execute_pair(pair, options)
+
+        stream = as_completed(tasks, work, limit)
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            await stream.aclose()
+
+    async def _execute_pair(self, pair: object, options: Mapping[str, Any]) -> AgentResult:
+        # Something that is no pair is one failed result like any other; None is no task.
+        agent_name, task = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
+        return await self.execute_agent(
+            agent_name,  # type: ignore[arg-type]  # whatever it is: execute_agent checks it
+            task,  # type: ignore[arg-type]  # likewise
+            **options,
+        )
+
+
+def _is_storable(answer: Answer) -> bool:
+    return answer.storable
+
+
+def _check_ttl_hours(value: object) -> float:
+    try:
+        return check_number("ttl_hours", value, above=0, most=MOST_TTL_HOURS)
+    except ConfigError as error:
+        raise InvalidTaskError(str(error)) from None

@@ -1,0 +1,199 @@
+"""Projects: claude.json, the agents that it lists, and their definitions."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+from claude_force_cache import Digest, digest
+
+from ._errors import InvalidTaskError, ProjectError, UnknownAgentError
+from ._validation import check_model, is_agent_name
+
+__all__ = ["AgentEntry", "Definition", "Project"]
+
+_MAX_FILE_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """What claude.json says of one agent.
+
+    :param name: letters, digits, ``-`` and ``_``.
+    :param file: the path of its definition, relative to claude.json.
+    :param contract: the path of its contract, likewise, or None.
+    :param model: the model that it asks for, or None for the default.
+    """
+
+    name: str
+    file: str
+    contract: Optional[str] = None
+    model: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An agent's definition as its files hold it: the system prompt.
+
+    :param blocks: the text of the definition and, where there is one, that of the contract under a heading.
+    :param digest: the digest of ``blocks``, for keys.
+    """
+
+    blocks: Tuple[str, ...]
+    digest: Digest = field(repr=False)
+
+
+class Project:
+    """A claude.json and the files around it.
+
+    Constructing one does no work; :meth:`load` reads claude.json, once. Agent files are read by
+    :meth:`read_definition`, every time it is called.
+
+    :ivar path: the path of claude.json, as given.
+    :ivar folder: the folder that its relative paths start from.
+    :ivar root: what agent files must lie in: the parent of ``folder`` if that is called ``.claude``, else ``folder``.
+    :ivar agents: the agents by name, in the file's order.
+    :ivar cache: the section ``cache``, or an empty mapping.
+    """
+
+    def __init__(self, path: Path, agents: Mapping[str, AgentEntry], cache: Mapping[str, Any]) -> None:
+        self.path = path
+        # Not resolve(): it would follow a symbolic link to claude.json away from the folder that it stands in.
+        self.folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - see above
+        self.root = self.folder.parent if self.folder.name == ".claude" else self.folder
+        self.agents = MappingProxyType(dict(agents))
+        self.cache = MappingProxyType(dict(cache))
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> Project:
+        """Return the project that the claude.json at ``path`` describes. Reads that file, blocking.
+
+        Keys that this package does not use are ignored.
+
+        :raises ProjectError: if the file cannot be read, is not JSON, or a key that is used has the wrong type.
+        """
+        path = Path(path)
+        table = _read_json(path)
+        listed = table.get("agents")
+        if not isinstance(listed, dict):
+            raise ProjectError(f"{path}: 'agents' must be an object of agents by name, not {_kind(listed)}")
+        cache = table.get("cache")
+        if cache is not None and not isinstance(cache, dict):
+            raise ProjectError(f"{path}: 'cache' must be an object, not {_kind(cache)}")
+        return cls(path, {name: _read_entry(path, name, entry) for name, entry in listed.items()}, cache or {})
+
+    def agent(self, name: str) -> AgentEntry:
+        """Return the agent's entry.
+
+        :raises InvalidTaskError: if the name is no agent name at all.
+        :raises UnknownAgentError: if there is no such agent.
+        """
+        if not isinstance(name, str) or not is_agent_name(name):
+            shown = repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise InvalidTaskError(f"an agent's name consists of letters, digits, - and _, which {shown} does not")
+        entry = self.agents.get(name)
+        if entry is None:
+            raise UnknownAgentError(name, difflib.get_close_matches(name, self.agents, n=3), len(self.agents))
+        return entry
+
+    def read_definition(self, name: str) -> Definition:
+        """Return the agent's definition as its files are now. Blocks while it reads them.
+
+        :raises UnknownAgentError: if there is no such agent.
+        :raises ProjectError: if a file is missing, outside the project, not UTF-8 text, or empty.
+        """
+        entry = self.agent(name)
+        text = self._read_text(entry.name, "file", entry.file)
+        if not text.strip():
+            raise ProjectError(f"the file {entry.file!r} of agent {name!r} is empty; write its definition there")
+        blocks: Tuple[str, ...] = (text,)
+        if entry.contract is not None:
+            contract = self._read_text(entry.name, "contract", entry.contract)
+            if contract.strip():
+                blocks = (text, f"# Contract\n\nThe contract that you work under:\n\n{contract}")
+        return Definition(blocks, digest(blocks))
+
+    def _read_text(self, name: str, role: str, given: str) -> str:
+        what = f"the {role} {given!r} of agent {name!r}"
+        try:
+            path = (self.folder / given).resolve(strict=True)
+            # Symbolic links are followed before the comparison, so one that leads out of the project is outside.
+            if os.path.commonpath((path, self.root.resolve())) != str(self.root.resolve()):
+                raise ProjectError(f"{what} lies outside the project {str(self.root)!r}; move it inside")
+            if not path.is_file():
+                raise ProjectError(f"{what} is not a file")
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise ProjectError(f"{what} is larger than {_MAX_FILE_BYTES:,} bytes, more than a prompt can hold")
+            return path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ProjectError(f"{what} does not exist in {str(self.folder)!r}") from None
+        except UnicodeDecodeError as error:
+            raise ProjectError(f"{what} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            # ValueError: a NUL in the path, or another drive; RuntimeError: a loop of links, before Python 3.13.
+            if isinstance(error, ProjectError):
+                raise
+            raise ProjectError(f"{what} cannot be read: {_reason(error)}") from None
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ProjectError(f"there is no {str(path)!r}; give the path of the project's claude.json") from None
+    except IsADirectoryError:
+        raise ProjectError(f"{str(path)!r} is a folder; give the path of the claude.json in it") from None
+    except json.JSONDecodeError as error:
+        raise ProjectError(
+            f"{str(path)!r} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ProjectError(f"{str(path)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except RecursionError:
+        raise ProjectError(f"{str(path)!r} is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise ProjectError(f"{str(path)!r} cannot be read: {_reason(error)}") from None
+    if not isinstance(table, dict):
+        raise ProjectError(f"{str(path)!r} must hold a JSON object, not {_kind(table)}")
+    return table
+
+
+def _read_entry(path: Path, name: str, entry: object) -> AgentEntry:
+    where = f"{path}: agent {name[:80]!r}"
+    if not is_agent_name(name):
+        raise ProjectError(f"{where}: a name consists of letters, digits, - and _")
+    if not isinstance(entry, dict):
+        raise ProjectError(f"{where} must be an object with 'file', not {_kind(entry)}")
+    file, contract, model = entry.get("file"), entry.get("contract"), entry.get("model")
+    if not isinstance(file, str) or not file:
+        raise ProjectError(f"{where}: 'file' must be the path of its definition, not {_kind(file)}")
+    if contract is not None and (not isinstance(contract, str) or not contract):
+        raise ProjectError(f"{where}: 'contract' must be a path, not {_kind(contract)}")
+    if model is not None:
+        try:
+            check_model(model)
+        except InvalidTaskError as error:
+            raise ProjectError(f"{where}: {error}") from None
+    return AgentEntry(name, file, contract, model)
+
+
+def _kind(value: object) -> str:
+    """Return what a reader of JSON calls the value."""
+    if value is None:
+        return "null or absent"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "text" if value else "empty text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

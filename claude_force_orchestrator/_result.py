@@ -1,0 +1,104 @@
+"""Results: what an execution returns, and what all of them add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping, Optional, Tuple
+
+from ._errors import OrchestratorError
+
+__all__ = ["AgentResult", "ExecutionMetadata", "Totals"]
+
+
+@dataclass(frozen=True)
+class ExecutionMetadata(Mapping[str, Any]):
+    """What an execution took. A mapping of its own fields too: ``metadata["cached"]`` is ``metadata.cached``.
+
+    :param model: the model that was asked, or that answered once there is an answer.
+    :param input_tokens: tokens of the prompt, those of the API's own prompt cache included.
+    :param output_tokens: tokens of the answer.
+    :param tokens_used: the sum of both. A cached answer reports the tokens of the call that it saved.
+    :param execution_time_ms: milliseconds from the call of ``execute_agent`` to the result.
+    :param cached: whether the answer came without an API call of its own: out of the cache, or out of a call
+        for the same question that was under way.
+    :param cache_age_seconds: seconds since the entry was stored, or None if nothing was read from the cache.
+    :param estimated_cost: USD that this execution spent, 0.0 if it was cached or never answered, None if the
+        model's price is unknown.
+    :param saved_cost: USD that the cache saved, 0.0 if not cached, None if the model's price is unknown.
+    :param workflow_name: as given by the caller.
+    :param workflow_position: as given by the caller.
+    :param stop_reason: the API's stop reason, or None without an answer.
+    :param request_id: the API's id of the request that was answered, or None.
+    :param truncated: whether a limit cut the answer short. Such an answer is not stored.
+    """
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    tokens_used: int
+    execution_time_ms: float
+    cached: bool
+    cache_age_seconds: Optional[float]
+    estimated_cost: Optional[float]
+    saved_cost: Optional[float]
+    workflow_name: Optional[str] = None
+    workflow_position: Optional[int] = None
+    stop_reason: Optional[str] = None
+    request_id: Optional[str] = None
+    truncated: bool = False
+
+    def __getitem__(self, name: str) -> Any:
+        # Fields live in the instance's dictionary, so anything else is a KeyError, as it should be.
+        return self.__dict__[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def __len__(self) -> int:
+        return len(self.__dict__)
+
+
+@dataclass(frozen=True)
+class AgentResult:
+    """What became of one task.
+
+    :param agent_name: the agent that was asked.
+    :param success: whether there is an answer.
+    :param output: the answer, unaltered, or the empty string.
+    :param metadata: what it took.
+    :param errors: empty, or one line that names the cause and the remedy.
+    :param error: the same as an exception, or None. The SDK's own exception is its ``__cause__``.
+    """
+
+    agent_name: str
+    success: bool
+    output: str
+    metadata: ExecutionMetadata
+    errors: Tuple[str, ...] = ()
+    error: Optional[OrchestratorError] = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What an orchestrator did since it was made.
+
+    :param tasks: executions that ended, failures included, cancelled ones not.
+    :param failures: executions without an answer.
+    :param calls: requests sent to the API, retries included.
+    :param hits: executions answered without an API call of their own.
+    :param input_tokens: prompt tokens of the answers that were paid for.
+    :param output_tokens: answer tokens of the same.
+    :param usd_spent: USD, over the answers whose price is known.
+    :param usd_saved: USD, likewise, by the cache.
+    :param unknown_cost: paid or saved answers of models without a known price.
+    """
+
+    tasks: int = 0
+    failures: int = 0
+    calls: int = 0
+    hits: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd_spent: float = 0.0
+    usd_saved: float = 0.0
+    unknown_cost: int = 0

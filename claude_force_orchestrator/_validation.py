@@ -1,0 +1,111 @@
+"""Checks of what callers give: one place, so that the API and the command line say the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Optional
+
+from ._errors import ConfigError, InvalidTaskError
+
+__all__ = [
+    "MAX_TASK_CHARACTERS",
+    "check_max_tokens",
+    "check_model",
+    "check_number",
+    "check_task",
+    "check_temperature",
+    "check_whole",
+    "is_agent_name",
+]
+
+MAX_TASK_CHARACTERS = 100_000
+"""The largest task, in characters."""
+
+_AGENT_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def is_agent_name(name: str) -> bool:
+    """Whether the name consists of letters, digits, ``-`` and ``_``, and of nothing else."""
+    return _AGENT_NAME.fullmatch(name) is not None
+
+
+def check_task(task: Any) -> None:
+    """Accept text that says something, in at most ``MAX_TASK_CHARACTERS`` characters.
+
+    :raises InvalidTaskError: if the task is anything else.
+    """
+    if not isinstance(task, str):
+        raise InvalidTaskError(f"a task is text, not a {type(task).__name__}")
+    if not task or task.isspace():
+        raise InvalidTaskError("the task is blank; say what the agent shall do")
+    if len(task) > MAX_TASK_CHARACTERS:
+        raise InvalidTaskError(
+            f"the task has {len(task):,} characters, the limit is {MAX_TASK_CHARACTERS:,}; shorten or split it"
+        )
+    if not task.isascii():
+        try:
+            task.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidTaskError(
+                f"the task holds a lone surrogate at character {error.start}; decode its source correctly"
+            ) from None
+
+
+def check_model(model: Any) -> str:
+    """Return the model's id.
+
+    :raises InvalidTaskError: if it is empty or holds blanks or control characters.
+    """
+    if not isinstance(model, str):
+        raise InvalidTaskError(f"a model is the id of one, as text, not a {type(model).__name__}")
+    if not model or len(model) > 256 or not model.isprintable() or any(map(str.isspace, model)):
+        raise InvalidTaskError(f"a model's id is 1 to 256 characters without blanks, which {model[:80]!r} is not")
+    return model
+
+
+def check_max_tokens(value: Any) -> int:
+    """Return the limit of an answer, in tokens.
+
+    :raises InvalidTaskError: if it is not a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidTaskError(f"max_tokens must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def check_temperature(value: Any) -> Optional[float]:
+    """Return the temperature, or None if it is not to be sent.
+
+    :raises InvalidTaskError: if it is not a number from 0 to 1.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise InvalidTaskError(f"temperature must be a number from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def check_number(name: str, value: Any, *, above: float, most: float) -> float:
+    """Return a number above ``above`` and at most ``most``.
+
+    :raises ConfigError: if the value is anything else.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not above < value <= most
+    ):
+        raise ConfigError(f"{name} must be a number above {above:g} and at most {most:,.0f}, not {value!r}")
+    return float(value)
+
+
+def check_whole(name: str, value: Any, *, least: int) -> int:
+    """Return a whole number of at least ``least``.
+
+    :raises ConfigError: if the value is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return value
