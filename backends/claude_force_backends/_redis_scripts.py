@@ -1,0 +1,259 @@
+"""What runs inside the Redis server: each verb's change to an entry and to the account is one atomic script.
+
+A partition is five kinds of keys in one hash slot::
+
+    cfc:{namespace:partition}:d:<key>    string: 8 bytes version, 8 bytes expiry (a double, seconds), the value
+    cfc:{namespace:partition}:sizes      hash: the size of each entry; its length is the number of entries
+    cfc:{namespace:partition}:uses       sorted set: when each entry was used last, by a counter
+    cfc:{namespace:partition}:lives      sorted set: when each entry that expires does
+    cfc:{namespace:partition}:account    hash: ``bytes``, the sum of the sizes; ``uses``, the counter;
+                                         ``evicted``, what the server had evicted when the index was checked
+
+Reads fetch values by plain ``GET`` and ``MGET``, since Lua pays for every byte that passes through it. By the
+server's clock, entries also expire natively, so that memory is freed when nobody looks; an index row whose
+data is gone is dropped by whoever meets it first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Dict, NamedTuple
+
+__all__ = ["HEADER_BYTES", "INDEXES", "SCRIPTS", "VERSION_BYTES", "Script"]
+
+VERSION_BYTES = 8
+HEADER_BYTES = 16
+INDEXES = ("sizes", "uses", "lives", "account")
+
+# KEYS: the four indexes, then the data keys that the caller names. Victims are found in the indexes; their
+# data keys lie in the same slot.
+# ARGV: the prefix of data keys; the time in seconds, or nothing for the server's own; the script's arguments.
+_COMMON = """
+local sizes, uses, lives, account = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local data, native = ARGV[1], ARGV[2] == ''
+local now
+if native then
+    local time = redis.call('TIME')
+    now = time[1] + time[2] / 1000000
+else
+    now = tonumber(ARGV[2])
+end
+
+local function exact(number)
+    return string.format('%.17g', number)
+end
+
+local function total()
+    return tonumber(redis.call('HGET', account, 'bytes') or 0)
+end
+
+local function use(key)
+    redis.call('ZADD', uses, redis.call('HINCRBY', account, 'uses', 1), key)
+end
+
+local function drop(key)
+    local size = redis.call('HGET', sizes, key)
+    if size then
+        redis.call('HDEL', sizes, key)
+        redis.call('ZREM', uses, key)
+        redis.call('ZREM', lives, key)
+        redis.call('HINCRBY', account, 'bytes', -size)
+    end
+    return redis.call('UNLINK', data .. key)
+end
+
+local function purge(most)
+    local expired = redis.call('ZRANGEBYSCORE', lives, '-inf', exact(now), 'LIMIT', 0, most)
+    for _, key in ipairs(expired) do
+        drop(key)
+    end
+    return #expired
+end
+
+-- If the server evicted an index, what it held cannot be counted any more; start anew from nothing.
+local function forget()
+    redis.call('DEL', sizes, lives)
+    redis.call('HSET', account, 'bytes', 0)
+end
+
+-- Evicts until the total is within the limit, at most so many entries; returns how many live ones.
+local function trim(limit, most)
+    local evicted = 0
+    while most > 0 and total() > limit do
+        if purge(1) == 0 then
+            local oldest = redis.call('ZRANGE', uses, 0, 0)[1]
+            if oldest then
+                evicted = evicted + drop(oldest)
+            else
+                forget()
+            end
+        end
+        most = most - 1
+    end
+    return evicted
+end
+
+-- Gives an entry its expiry. The server deletes when its clock is past the time given, we when it is reached.
+local function expire(key, ttl)
+    if ttl == '' then
+        redis.call('ZREM', lives, key)
+        return
+    end
+    local expires = now + ttl
+    redis.call('SETRANGE', data .. key, 8, struct.pack('>d', expires))
+    redis.call('ZADD', lives, exact(expires), key)
+    if native and expires < 1e12 then
+        redis.call('PEXPIREAT', data .. key, math.ceil(expires * 1000) - 1)
+    end
+end
+
+-- Returns the version of a live entry; drops what is left of another.
+local function version_of(key)
+    local header = redis.call('GETRANGE', data .. key, 0, 15)
+    if #header == 16 and now < struct.unpack('>d', header, 9) then
+        return string.sub(header, 1, 8)
+    end
+    drop(key)
+end
+"""
+
+# Writing comes before everything that a full server would let pass, so that a refusal leaves no trace.
+_SET = """
+local limit, key, blob, ttl, only_if_absent = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
+if only_if_absent and version_of(key) then
+    use(key)
+    return -1
+end
+redis.call('SET', data .. key, blob)
+expire(key, ttl)
+local size = #key + #blob - 16
+local before = redis.call('HGET', sizes, key) or 0
+redis.call('HSET', sizes, key, size)
+redis.call('HINCRBY', account, 'bytes', size - before)
+use(key)
+if limit ~= '' then
+    return trim(tonumber(limit), math.huge)
+end
+purge(10)
+return 0
+"""
+
+# Runs behind the GET or MGET that fetched the values. An entry that the account does not know is removed.
+_USE = """
+local last = redis.call('HINCRBY', account, 'uses', #ARGV - 2)
+for i = 3, #ARGV do
+    local key = ARGV[i]
+    if redis.call('EXISTS', data .. key) == 0 then
+        drop(key)
+    elseif redis.call('ZADD', uses, 'XX', 'CH', last - #ARGV + i, key) == 0 then
+        redis.call('UNLINK', data .. key)
+    end
+end
+return exact(now)
+"""
+
+_DELETE = """
+local key, version = ARGV[3], ARGV[4]
+local found = version_of(key)
+if not found or (version ~= '' and version ~= found) then
+    return 0
+end
+return drop(key)
+"""
+
+_TOUCH = """
+local key, ttl, version = ARGV[3], ARGV[4], ARGV[5]
+local found = version_of(key)
+if not found or (version ~= '' and version ~= found) then
+    return 0
+end
+if ttl == '' then
+    redis.call('SETRANGE', data .. key, 8, struct.pack('>d', math.huge))
+    redis.call('PERSIST', data .. key)
+end
+expire(key, ttl)
+use(key)
+return 1
+"""
+
+_TRIM = """
+local limit = tonumber(ARGV[3])
+trim(limit, 1000)
+return total() > limit and 1 or 0
+"""
+
+# What the server evicts under maxmemory leaves rows behind. Its own count tells whether that happened since
+# the index was last checked; a user that may not read it does without.
+_USAGE = """
+if ARGV[3] ~= '' then
+    redis.call('HSET', account, 'evicted', ARGV[3])
+end
+local more = purge(1000) == 1000 and 1 or 0
+local entries = redis.call('HLEN', sizes)
+local info = redis.pcall('INFO', 'stats')
+local evicted = type(info) == 'string' and string.match(info, 'evicted_keys:(%d+)') or '0'
+if entries == 0 then
+    redis.call('HSET', account, 'evicted', evicted)
+end
+local checked = redis.call('HGET', account, 'evicted') == evicted and 1 or 0
+return {more, checked, evicted, entries, total()}
+"""
+
+_SCAN = """
+local page = redis.call('HSCAN', sizes, ARGV[3], 'COUNT', 500)
+local rows = {page[1]}
+for i = 1, #page[2], 2 do
+    local key, size = page[2][i], page[2][i + 1]
+    if redis.call('EXISTS', data .. key) == 0 then
+        drop(key)
+    else
+        local expires = redis.call('ZSCORE', lives, key)
+        if not expires or now < tonumber(expires) then
+            rows[#rows + 1] = key
+            rows[#rows + 1] = size
+            rows[#rows + 1] = expires and exact(expires - now) or ''
+        end
+    end
+end
+return rows
+"""
+
+_CLEAR = """
+if purge(1000) == 1000 then
+    return {0, 1}
+end
+local deleted = 0
+for _, key in ipairs(redis.call('ZRANGE', uses, 0, 999)) do
+    deleted = deleted + drop(key)
+end
+local more = redis.call('EXISTS', uses)
+if more == 0 then
+    forget()
+end
+return {deleted, more}
+"""
+
+
+class Script(NamedTuple):
+    """A Lua script and the digest by which the server knows it."""
+
+    text: str
+    sha: str
+
+
+def _script(body: str) -> Script:
+    text = _COMMON + body
+    # SHA-1 is the server's name for a script, not a safeguard.
+    return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324
+
+
+SCRIPTS: Dict[str, Script] = {
+    "set": _script(_SET),
+    "use": _script(_USE),
+    "delete": _script(_DELETE),
+    "touch": _script(_TOUCH),
+    "trim": _script(_TRIM),
+    "usage": _script(_USAGE),
+    "scan": _script(_SCAN),
+    "clear": _script(_CLEAR),
+}
