@@ -135,6 +135,8 @@ class Caller:
         import anthropic
 
         arguments = request.arguments()
+        # A server may quote the key that it refuses.
+        hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
         attempts = 0
         while True:
             attempts += 1
@@ -143,14 +145,14 @@ class Caller:
                 with anyio.fail_after(self._timeout):
                     return await client.messages.create(**arguments, timeout=None)
             except (anthropic.AnthropicError, TimeoutError) as error:
-                failure = self._judge(error, attempts)
+                failure = self._judge(error, attempts, hidden)
                 if not failure.passing or attempts > self._max_retries:
                     raise failure.error from error
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error)}") from error
+                raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error, hidden)}") from error
             await asyncio.sleep(backoff(attempts, failure.asked))
 
-    def _judge(self, error: Exception, attempts: int) -> _Failure:
+    def _judge(self, error: Exception, attempts: int, hidden: Tuple[str, ...]) -> _Failure:
         """Return what the SDK's error means here."""
         import anthropic
 
@@ -159,12 +161,12 @@ class Caller:
             text = f"no complete answer from {self._host} within {self._timeout:g} s{after}; raise timeout_seconds"
             return _Failure(CallTimeoutError(text, attempts=attempts), passing=True)
         if isinstance(error, anthropic.APIConnectionError):
-            text = f"cannot reach {self._host}: {_line(error.__cause__ or error)}{after}"
+            text = f"cannot reach {self._host}: {_line(error.__cause__ or error, hidden)}{after}"
             return _Failure(ConnectionFailedError(text, attempts=attempts), passing=True)
         if isinstance(error, anthropic.APIResponseValidationError):
-            return _Failure(InvalidAnswerError(f"{self._host} sent what is no message: {_line(error)}"))
+            return _Failure(InvalidAnswerError(f"{self._host} sent what is no message: {_line(error, hidden)}"))
         if not isinstance(error, anthropic.APIStatusError):
-            return _Failure(CallError(f"the SDK refused the call: {_line(error)}", attempts=attempts))
+            return _Failure(CallError(f"the SDK refused the call: {_line(error, hidden)}", attempts=attempts))
         status, headers = error.status_code, error.response.headers
         message, code = _read_body(error.body)
         asked = retry_after(headers, now=self._clock())
@@ -172,7 +174,7 @@ class Caller:
         kind = _BY_STATUS.get(status, ServerError if status >= 500 else BadRequestError)
         if status == 429 and code == _SPEND_LIMIT:
             kind, passing = SpendLimitError, False
-        text = f"{self._host} answered {status}: {message or _line(error)}{after}"
+        text = f"{self._host} answered {status}: {_line(message or error, hidden)}{after}"
         if asked is not None and asked > MAX_RETRY_AFTER:
             text += f"; it asks to wait {asked:,.0f} s, and more than {MAX_RETRY_AFTER:.0f} s is not waited"
             passing = False
@@ -195,10 +197,12 @@ def _read_body(body: object) -> Tuple[Optional[str], Optional[str]]:
         return None, None
     message, details = error.get("message"), error.get("details")
     code = details.get("error_code") if isinstance(details, dict) else None
-    return (_line(message) if isinstance(message, str) else None), code if isinstance(code, str) else None
+    return message if isinstance(message, str) else None, code if isinstance(code, str) else None
 
 
-def _line(text: object) -> str:
-    """Return text of others as one line of bounded length."""
+def _line(text: object, hidden: Tuple[str, ...]) -> str:
+    """Return text of others as one line of bounded length, without the secrets in it."""
     line = " ".join(str(text).split()) or type(text).__name__
+    for secret in hidden:
+        line = line.replace(secret, "***")
     return line if len(line) <= 300 else f"{line[:300]}..."

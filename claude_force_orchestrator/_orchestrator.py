@@ -230,7 +230,15 @@ class AsyncAgentOrchestrator:
         execution = Execution(agent_name, task, model, workflow_name, workflow_position)
         error_type: Optional[str] = None
         try:
-            result = await self._answer(execution, agent_name, model, max_tokens, temperature, cache, ttl_hours)
+            result = await self._answer(
+                execution,
+                agent_name,
+                model=model,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                mode=cache,
+                ttl_hours=ttl_hours,
+            )
             error_type = None if result.error is None else type(result.error).__name__
         except asyncio.CancelledError:
             self._record(execution, execution.cancel(), "CancelledError")

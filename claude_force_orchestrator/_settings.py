@@ -185,7 +185,8 @@ class Settings:
         :param options: further options, which override the settings.
         :raises claude_force_cache.ConfigurationError: if the settings do not describe a cache.
         """
-        return open_cache(self.cache_source, codec=AnswerCodec(), clock=clock, **{**self.cache_options, **options})
+        merged: Dict[str, Any] = {**self.cache_options, **options}
+        return open_cache(self.cache_source, codec=AnswerCodec(), clock=clock, **merged)
 
     def describe(self) -> Tuple[Setting, ...]:
         """Return every setting with its origin, fit to be shown.

@@ -95,15 +95,20 @@ def make(config: Path, api: ScriptedAPI) -> Callable[..., AsyncAgentOrchestrator
 
 
 @pytest.fixture
-def run() -> Callable[..., Any]:
-    """Run ``test(orchestrator)`` in an event loop of its own, and close the orchestrator after it."""
+def run(make: Callable[..., AsyncAgentOrchestrator]) -> Callable[..., Any]:
+    """Run ``test(orchestrator)`` in an event loop of its own, and close the orchestrator after it.
+
+    The orchestrator is the one given, or is made with the options given.
+    """
 
     def in_loop(
-        orchestrator: AsyncAgentOrchestrator, test: Callable[[AsyncAgentOrchestrator], Awaitable[Any]]
+        test: Callable[[AsyncAgentOrchestrator], Awaitable[Any]],
+        orchestrator: Optional[AsyncAgentOrchestrator] = None,
+        **options: Any,
     ) -> Any:
         async def main() -> Any:
-            async with orchestrator:
-                return await test(orchestrator)
+            async with orchestrator or make(**options) as it:
+                return await test(it)
 
         return asyncio.run(main())
 
@@ -164,9 +169,15 @@ class Reply:
 class ScriptedAPI:
     """A Messages API that gives the replies in ``script``, then ``default``.
 
+    ``reply``, ``message`` and ``failure`` make what a script consists of.
+
     :ivar requests: what came, in order: ``body``, ``headers`` (names in lower case), ``time``.
     :ivar most: the most requests that were being answered at once.
     """
+
+    reply = Reply
+    message = staticmethod(message)
+    failure = staticmethod(failure)
 
     def __init__(self) -> None:
         self.script: Deque[Reply] = deque()
@@ -180,7 +191,7 @@ class ScriptedAPI:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802 - the name that http.server looks for
+            def do_POST(self) -> None:
                 api.answer(self)
 
             def log_message(self, *arguments: Any) -> None:
@@ -202,21 +213,26 @@ class ScriptedAPI:
 
     def says(self, *replies: Any) -> None:
         """Append to the script: replies, answer texts, or statuses."""
-        for reply in replies:
-            if isinstance(reply, int):
-                reply = Reply(status=reply)
-            elif isinstance(reply, str):
-                reply = Reply(message(reply))
-            self.script.append(reply)
+        for said in replies:
+            if isinstance(said, int):
+                self.script.append(Reply(status=said))
+            else:
+                self.script.append(Reply(message(said)) if isinstance(said, str) else said)
+
+    async def arrived(self, count: int = 1) -> None:
+        """Return once that many requests have come."""
+        for _ in range(3000):
+            if len(self.requests) >= count:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"only {len(self.requests)} of {count} requests came")
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         with self._lock:
             reply = self.script.popleft() if self.script else self.default
             headers = {name.lower(): value for name, value in handler.headers.items()}
-            self.requests.append(
-                {"path": handler.path, "body": body, "headers": headers, "time": time.monotonic()}
-            )
+            self.requests.append({"path": handler.path, "body": body, "headers": headers, "time": time.monotonic()})
             self._current += 1
             self.most = max(self.most, self._current)
         try:
@@ -258,24 +274,6 @@ def api() -> Iterator[ScriptedAPI]:
     server = ScriptedAPI()
     yield server
     server.close()
-
-
-@pytest.fixture
-def reply() -> Callable[..., Reply]:
-    """The constructor of replies for ``api.says``."""
-    return Reply
-
-
-@pytest.fixture
-def answer() -> Callable[..., Dict[str, Any]]:
-    """The constructor of answer bodies for replies."""
-    return message
-
-
-@pytest.fixture
-def error_body() -> Callable[..., Dict[str, Any]]:
-    """The constructor of error bodies for replies."""
-    return failure
 
 
 def _python_with_llmock() -> str:
