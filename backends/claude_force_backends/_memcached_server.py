@@ -1,0 +1,255 @@
+"""One Memcached server: the client's pooled verbs, and a wire of our own for what the client cannot do.
+
+The client keeps only the last part of a long reply to a raw command, so listing items and pipelining go over
+our own connections, with the same address and time-outs. This is also the one place where the client's errors
+and the socket's become ours.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from urllib.parse import unquote
+
+from pymemcache.client.base import PooledClient
+from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
+
+from claude_force_cache import BackendUnavailableError
+
+__all__ = ["Item", "Server"]
+
+_BATCH = 200
+_CLOSED_BY_SERVER = (MemcacheUnexpectedCloseError, ConnectionResetError, BrokenPipeError)
+
+
+class Item(NamedTuple):
+    """A live item, as the server describes it.
+
+    :param name: the full key.
+    :param length: the length of the stored value in bytes.
+    :param ttl: the remaining seconds, or None.
+    :param cas: the identity of this write.
+    :param last_use: when the server saw it written or used, in whole seconds since the epoch.
+    """
+
+    name: str
+    length: int
+    ttl: Optional[int]
+    cas: int
+    last_use: int
+
+
+class Server:
+    """A server by its address. Thread-safe; connects when it is first used.
+
+    :param timeout: seconds that a connecting, a write or a read may take.
+    :param threads: how many threads may be inside at once.
+    """
+
+    def __init__(self, host: str, port: int, *, connect_timeout: float, timeout: float, threads: int) -> None:
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.timeout = timeout
+        self._where = (host, port)
+        self._connect_timeout = connect_timeout
+        self._threads = threads
+        self._client = PooledClient(
+            self._where,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+            no_delay=True,
+            # An unanswered write that fails leaves its error to the next command.
+            default_noreply=False,
+        )
+        self._wires: List[_Wire] = []
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.close()
+        while self._wires:
+            self._wires.pop().close()
+
+    def call(self, verb: str, *arguments: Any, repeatable: bool = True, **options: Any) -> Any:
+        """Return what the client's method ``verb`` returns.
+
+        :param repeatable: whether the command may be sent again if an idle connection turns out to be closed.
+        :raises BackendUnavailableError: if the server does not answer, or answers with an error.
+        """
+        # After a restart of the server each idle connection fails once.
+        retries = self._threads if repeatable else 0
+        with self._translated():
+            while True:
+                try:
+                    return getattr(self._client, verb)(*arguments, **options)
+                except _CLOSED_BY_SERVER:
+                    if not retries:
+                        raise
+                    retries -= 1
+
+    def settings(self) -> Dict[str, str]:
+        """Return the server's settings by name."""
+        with self._wire() as wire:
+            wire.send(b"stats settings\r\n")
+            rows = [line.split(b" ", 2) for line in wire.lines_until(b"END")]
+            return {row[1].decode(): row[2].decode() for row in rows if len(row) == 3 and row[0] == b"STAT"}
+
+    def items(self, prefix: str) -> List[Item]:
+        """Return the live items whose names start with ``prefix``, without using them. Not a snapshot.
+
+        Names that go on with an exclamation mark are bookkeeping and left out.
+
+        :raises BackendUnavailableError: also if the server's crawler is switched off, or busy for too long.
+        """
+        with self._wire() as wire:
+            last_uses: Dict[str, int] = {}
+            for line in self._dump(wire):
+                row = dict(field.split(b"=", 1) for field in line.split() if b"=" in field)
+                name = unquote(row[b"key"].decode("ascii"))
+                if name.startswith(prefix) and not name.startswith(prefix + "!"):
+                    last_uses[name] = int(row[b"la"])
+            items = []
+            for batch in _batches(list(last_uses)):
+                # u: not a use; q: say nothing of what is gone; mn: the end.
+                wire.send(b"".join(b"mg %s k s t c u q\r\n" % name.encode() for name in batch) + b"mn\r\n")
+                for line in wire.lines_until(b"MN"):
+                    flags = {field[:1]: field[1:] for field in line.split()[1:]}
+                    name, ttl = flags[b"k"].decode(), int(flags[b"t"])
+                    remaining = None if ttl < 0 else ttl
+                    items.append(Item(name, int(flags[b"s"]), remaining, int(flags[b"c"]), last_uses[name]))
+            return items
+
+    def delete_unchanged(self, items: Sequence[Item]) -> List[bool]:
+        """Delete those of ``items`` that were not written since; return for each whether it was deleted."""
+        # Storing under a condition with a life that is over deletes.
+        commands = [b"cas %s 0 -1 0 %d\r\n\r\n" % (item.name.encode(), item.cas) for item in items]
+        return [line == b"STORED" for line in self._pipelined(commands)]
+
+    def delete_all(self, names: Sequence[str]) -> List[bool]:
+        """Delete items by name; return for each whether it was there."""
+        return [line == b"DELETED" for line in self._pipelined([b"delete %s\r\n" % n.encode() for n in names])]
+
+    def use(self, names: Sequence[str]) -> None:
+        """Make the server notice a use of each item now."""
+        # A read makes itself known to the server once or twice, then no more. To append nothing rewrites the
+        # item in place: value and life stay, the time of the last use is new.
+        self._pipelined([b"append %s 0 0 0\r\n\r\n" % name.encode() for name in names])
+
+    def _pipelined(self, commands: Sequence[bytes]) -> List[bytes]:
+        replies: List[bytes] = []
+        with self._wire() as wire:
+            for batch in _batches(commands):
+                wire.send(b"".join(batch))
+                replies += [wire.line() for _ in batch]
+        return replies
+
+    def _dump(self, wire: _Wire) -> Iterator[bytes]:
+        """Yield a line on every item of the server. The server runs one such listing at a time."""
+        deadline = time.monotonic() + self.timeout
+        # By the hash table no item is missed that moves between the lists of recency meanwhile; servers
+        # before 1.6 list by these.
+        kind = b"hash"
+        while True:
+            wire.send(b"lru_crawler metadump %s\r\n" % kind)
+            first = wire.line()
+            if first.startswith(b"key="):
+                yield first
+                yield from wire.lines_until(b"END")
+                return
+            if first == b"END":
+                return
+            if not first.startswith(b"BUSY"):
+                if kind == b"all":
+                    raise MemcacheError(f"the crawler answers {first[:60].decode('latin-1')!r}")
+                kind = b"all"
+            elif time.monotonic() > deadline:
+                raise MemcacheError("its crawler stays busy")
+            else:
+                time.sleep(0.005)
+
+    @contextmanager
+    def _wire(self) -> Iterator[_Wire]:
+        with self._translated():
+            reused = self._pop_wire()
+            wire = reused or _Wire(self._where, self._connect_timeout, self.timeout)
+            try:
+                yield wire
+            except BaseException:
+                wire.close()
+                raise
+            self._wires.append(wire)
+
+    def _pop_wire(self) -> Optional[_Wire]:
+        while True:
+            try:
+                wire = self._wires.pop()
+            except IndexError:
+                return None
+            if wire.is_quiet():
+                return wire
+            wire.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except socket.timeout as error:
+            raise BackendUnavailableError(
+                f"Memcached at {self.address} did not answer within {self.timeout:g} s: "
+                "check the server and the network, or raise socket_timeout"
+            ) from error
+        except (MemcacheError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BackendUnavailableError(
+                f"Memcached at {self.address} is not available ({reason}): check that it runs and has memory left"
+            ) from error
+
+
+class _Wire:
+    """A connection that sends bytes and reads lines."""
+
+    def __init__(self, where: Any, connect_timeout: float, timeout: float) -> None:
+        self._socket = socket.create_connection(where, connect_timeout)
+        self._timeout = timeout
+        self._socket.settimeout(timeout)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = self._socket.makefile("rb", 65536)
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def line(self) -> bytes:
+        line: bytes = self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise MemcacheUnexpectedCloseError("the server closed the connection")
+        return line.rstrip(b"\r\n")
+
+    def lines_until(self, end: bytes) -> Iterator[bytes]:
+        while True:
+            line = self.line()
+            if line == end:
+                return
+            if line.startswith((b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR")):
+                raise MemcacheError(line.decode("latin-1"))
+            yield line
+
+    def is_quiet(self) -> bool:
+        """Whether nothing came in since the last reply, neither data nor the end of the connection."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        finally:
+            self._socket.settimeout(self._timeout)
+        return False
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()
+
+
+def _batches(values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (values[start : start + _BATCH] for start in range(0, len(values), _BATCH))

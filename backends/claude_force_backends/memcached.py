@@ -1,0 +1,356 @@
+"""The Memcached backend: a shared cache on one or several servers that hold everything in memory.
+
+Keys go to the servers by rendezvous hashing; each server is a partition of the limit. The servers themselves
+are the truth of the account: ``usage`` and ``scan`` list their items. How ``max_bytes`` holds without listing
+on every write stands in :mod:`._memcached_account`.
+
+An entry is stored as 8 random bytes, its version, and the value. Every process on a namespace must give the
+same servers, and a ``max_bytes`` if any of them does: a process without one writes past the account.
+The servers need their crawler, which is on by default since 1.5. What a server evicts or loses by itself is
+simply not there any more. The whole of one server must hold more than its share of the limit, or the server
+evicts first, by its own rules.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Dict, Hashable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from claude_force_cache import (
+    BackendClosedError,
+    BackendPlugin,
+    BackendSettings,
+    BackendUnavailableError,
+    Capabilities,
+    Entry,
+    EntryInfo,
+    EntryTooLargeError,
+    InvalidOptionError,
+    InvalidURLError,
+    Option,
+    SyncBackend,
+    Usage,
+    hookimpl,
+    parse_duration,
+)
+
+if TYPE_CHECKING:
+    from ._memcached_server import Item, Server
+
+__all__ = ["MemcachedBackend", "claude_force_cache_backend"]
+
+_VERSION_BYTES = 8
+_DAY = 24 * 60 * 60
+# Expiry is a date in 32 signed bits, so no life may reach the year 2038.
+_MAX_TTL = 365.0 * _DAY
+# Above this the server takes an expiry as a date.
+_MAX_RELATIVE = 30 * _DAY
+_ITEM_BYTES = 1024 * 1024
+# What the server adds to the key and the value of an item.
+_ITEM_OVERHEAD = 59
+_LONGEST_KEY = 128
+_REMEMBERED_USES = 10_000
+_ATTEMPTS = 20
+
+
+class MemcachedBackend(SyncBackend):
+    """Entries on Memcached servers. See the module's docstring for what they should look like.
+
+    Capabilities are exact after ``open``, which asks the servers for their largest item.
+
+    :param settings: where the servers are, the namespace, the limit, and the plugin's options.
+    :raises InvalidURLError: if the URL has a path or a login, or names a server twice.
+    :raises InvalidOptionError: if a clock is given; entries expire by the servers' clocks.
+    """
+
+    def __init__(self, settings: BackendSettings) -> None:
+        from pymemcache.client.rendezvous import RendezvousHash
+
+        from ._memcached_account import Account
+        from ._memcached_server import Server
+
+        options = {option.name: option.default for option in _OPTIONS}
+        options.update(settings.options)
+        if settings.clock is not None:
+            raise InvalidOptionError("memcached takes no clock: entries expire by the servers' own")
+        self.threads = options["pool_size"]
+        self._prefix = f"cfc:{settings.namespace}:"
+        self._servers: Dict[str, Server] = {}
+        for host, port in _hosts(settings):
+            server = Server(
+                host,
+                port,
+                connect_timeout=options["connect_timeout"],
+                timeout=options["socket_timeout"],
+                threads=self.threads,
+            )
+            self._servers[server.address] = server
+        self._ring = RendezvousHash(list(self._servers))
+        self._limit = None if settings.max_bytes is None else settings.max_bytes // len(self._servers)
+        self._accounts: Dict[str, Account] = {}
+        if self._limit is not None:
+            self._accounts = {
+                address: Account(server, self._prefix, _VERSION_BYTES, self._limit, options["eviction_slack"])
+                for address, server in self._servers.items()
+            }
+        self._recency: float = options["recency"]
+        self._uses: Dict[str, float] = {}
+        self._is_open = False
+        self._slack: float = options["eviction_slack"]
+        self._describe(_ITEM_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<MemcachedBackend at {', '.join(self._servers)}>"
+
+    def open(self) -> None:
+        """Ask each server for its largest item, and bring each within its limit. See :meth:`Backend.open`."""
+        self._is_open = True
+        try:
+            self._describe(min(int(server.settings()["item_size_max"]) for server in self._servers.values()))
+            for address, server in self._servers.items():
+                if self._limit is None:
+                    # Writes without a limit are not counted, so whoever comes with one has to recount.
+                    server.call("delete", self._prefix + "!account")
+                else:
+                    self._accounts[address].open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection. See :meth:`Backend.close`."""
+        self._is_open = False
+        for server in self._servers.values():
+            server.close()
+
+    def get(self, key: str) -> Optional[Entry]:
+        """See :meth:`Backend.get`."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
+        """See :meth:`Backend.get_many`. One round trip for each server, and one more to make uses known."""
+        found: Dict[str, Entry] = {}
+        for server, names in self._by_server(dict.fromkeys(keys)).items():
+            blobs: Dict[str, bytes] = server.call("get_many", names)
+            for name, blob in blobs.items():
+                found[name[len(self._prefix) :]] = Entry(blob[_VERSION_BYTES:], blob[:_VERSION_BYTES])
+            self._use(server, list(blobs))
+        return found
+
+    def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        """See :meth:`Backend.set`."""
+        server, name = self._place(key)
+        refused = self._refusal(key, value)
+        if refused is not None:
+            server.call("delete", name)
+            raise refused
+        blob = os.urandom(_VERSION_BYTES) + value
+        account = self._accounts.get(server.address)
+        if account is None:
+            server.call("set", name, blob, expire=_expiry(ttl))
+            return 0
+        evicted = account.store(name, blob, _expiry(ttl), only_if_absent=False)
+        self._remember([name])
+        return evicted or 0
+
+    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        """See :meth:`Backend.add`."""
+        server, name = self._place(key)
+        # Room is made only for an entry that is going to be stored.
+        if self.get(key) is not None:
+            return False
+        refused = self._refusal(key, value)
+        if refused is not None:
+            raise refused
+        blob = os.urandom(_VERSION_BYTES) + value
+        account = self._accounts.get(server.address)
+        if account is None:
+            return bool(server.call("add", name, blob, expire=_expiry(ttl), repeatable=False))
+        return account.store(name, blob, _expiry(ttl), only_if_absent=True) is not None
+
+    def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        """See :meth:`Backend.delete`."""
+        server, name = self._place(key)
+        if version is None:
+            return bool(server.call("delete", name, repeatable=False))
+        return self._rewrite(server, name, version, keep=False, expire=-1)
+
+    def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        """See :meth:`Backend.touch`. With ``version``, the value travels to here and back."""
+        server, name = self._place(key)
+        if version is not None:
+            return self._rewrite(server, name, version, keep=True, expire=_expiry(ttl))
+        touched = bool(server.call("touch", name, _expiry(ttl)))
+        if touched:
+            self._use(server, [name])
+        return touched
+
+    def scan(self) -> Iterator[EntryInfo]:
+        """See :meth:`Backend.scan`. Lists one server after the other; lives are in whole seconds."""
+        self._check_open()
+        return self._scan()
+
+    def usage(self) -> Usage:
+        """See :meth:`Backend.usage`. Lists every item of the servers, those of other namespaces too."""
+        self._check_open()
+        entries = total = 0
+        for server in self._servers.values():
+            sizes = self._sizes(server)
+            for _ in range(_ATTEMPTS):
+                if self._limit is None or sum(sizes) <= self._limit:
+                    break
+                # Entries that came while others went were counted together, or a writer is about to make room.
+                self._accounts[server.address].make_room("", 0)
+                sizes = self._sizes(server)
+            entries, total = entries + len(sizes), total + sum(sizes)
+        return Usage(entries, total)
+
+    def clear(self) -> int:
+        """See :meth:`Backend.clear`."""
+        self._check_open()
+        return sum(
+            sum(server.delete_all([item.name for item in server.items(self._prefix)]))
+            for server in self._servers.values()
+        )
+
+    def ping(self) -> None:
+        """See :meth:`Backend.ping`. Asks every server."""
+        self._check_open()
+        for server in self._servers.values():
+            server.call("version")
+
+    def _scan(self) -> Iterator[EntryInfo]:
+        for server in self._servers.values():
+            for item in server.items(self._prefix):
+                yield EntryInfo(item.name[len(self._prefix) :], self._size(item), item.ttl)
+
+    def _sizes(self, server: Server) -> List[int]:
+        return [self._size(item) for item in server.items(self._prefix)]
+
+    def _size(self, item: Item) -> int:
+        return len(item.name) - len(self._prefix) + item.length - _VERSION_BYTES
+
+    def _rewrite(self, server: Server, name: str, version: Hashable, *, keep: bool, expire: int) -> bool:
+        """Write the entry anew, with its value or without, if it is still the one of ``version``."""
+        for _ in range(_ATTEMPTS):
+            blob, cas = server.call("gets", name)
+            if blob is None or blob[:_VERSION_BYTES] != version:
+                return False
+            done = server.call("cas", name, blob if keep else b"", cas, expire=expire, repeatable=False)
+            if done:
+                return True
+            # Gone, written anew, or the same entry after somebody's use of it: look again.
+        raise BackendUnavailableError(f"Memcached at {server.address}: an entry is used too fast to be changed")
+
+    def _use(self, server: Server, names: Sequence[str]) -> None:
+        """Make uses known to the server, where the last one is longer ago than ``recency``."""
+        if self._limit is None:
+            return
+        now = time.monotonic()
+        due = [name for name in names if now - self._uses.get(name, -math.inf) >= self._recency]
+        if due:
+            server.use(due)
+            self._remember(due)
+
+    def _remember(self, names: Sequence[str]) -> None:
+        if len(self._uses) + len(names) > _REMEMBERED_USES:
+            # What is forgotten is made known once more than needed.
+            self._uses = {}
+        self._uses.update(dict.fromkeys(names, time.monotonic()))
+
+    def _place(self, key: str) -> Tuple[Server, str]:
+        self._check_open()
+        return self._servers[self._ring.get_node(key)], self._prefix + key
+
+    def _by_server(self, keys: Mapping[str, object]) -> Dict[Server, List[str]]:
+        placed: Dict[Server, List[str]] = defaultdict(list)
+        for key in keys:
+            server, name = self._place(key)
+            placed[server].append(name)
+        return placed
+
+    def _refusal(self, key: str, value: bytes) -> Optional[EntryTooLargeError]:
+        size = len(key) + len(value)
+        if self._limit is not None and size > self._limit:
+            return EntryTooLargeError(size, self._limit)
+        largest = self.capabilities.max_value_bytes
+        if largest is not None and len(value) > largest:
+            return EntryTooLargeError(size, len(key) + largest)
+        return None
+
+    def _describe(self, item_bytes: int) -> None:
+        # The largest value that fits under the longest key.
+        room = item_bytes - _ITEM_OVERHEAD - len(self._prefix) - _LONGEST_KEY - _VERSION_BYTES
+        self.capabilities = _capabilities(room, self._recency, self._slack, len(self._servers))
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise BackendClosedError(f"the cache in Memcached at {', '.join(self._servers)} is closed: open it")
+
+
+def _capabilities(max_value_bytes: int, recency: float, slack: float, servers: int) -> Capabilities:
+    return Capabilities(
+        # A started second counts whole, and one more, since the server's own second may be nearly over; a date
+        # is a second less certain.
+        ttl_resolution=3.0,
+        max_ttl=_MAX_TTL,
+        max_value_bytes=max_value_bytes,
+        # The server notes uses in whole seconds.
+        recency=recency + 1.0,
+        eviction_slack=slack,
+        partitions=servers,
+        constant_time_usage=False,
+        injectable_clock=False,
+    )
+
+
+def _expiry(ttl: Optional[float]) -> int:
+    """Return what the server takes as expiry: relative seconds for a month, a date beyond, 0 for never."""
+    if ttl is None:
+        return 0
+    ttl = min(ttl, _MAX_TTL)
+    seconds = math.ceil(ttl) + 1
+    return seconds if seconds <= _MAX_RELATIVE else math.ceil(time.time() + ttl) + 1
+
+
+def _hosts(settings: BackendSettings) -> List[Tuple[str, int]]:
+    url = settings.url
+    if url.path.strip("/") or url.username is not None or url.password is not None:
+        raise InvalidURLError(f"{url}: a memcached URL has neither login nor path; expected memcached://host:port,...")
+    hosts = [(host, port or 11211) for host, port in url.hosts] or [("localhost", 11211)]
+    if len(set(hosts)) < len(hosts):
+        raise InvalidURLError(f"{url} names a server twice")
+    return hosts
+
+
+_OPTIONS = (
+    Option("socket_timeout", parse_duration, 2.0, "seconds that the server may take to answer", minimum=0.001),
+    Option("connect_timeout", parse_duration, 1.0, "seconds that connecting may take", minimum=0.001),
+    Option("pool_size", int, 4, "threads, and so connections to each server", minimum=1),
+    Option("recency", parse_duration, 60.0, "seconds between uses of an entry that the server is told of", minimum=0),
+    Option("eviction_slack", float, 0.05, "share of max_bytes that one eviction may free in advance", minimum=0),
+)
+
+
+def _create(settings: BackendSettings) -> MemcachedBackend:
+    return MemcachedBackend(settings)
+
+
+@hookimpl
+def claude_force_cache_backend() -> BackendPlugin:
+    """Describe the Memcached backend."""
+    longest_prefix = len("cfc::") + 64
+    room = _ITEM_BYTES - _ITEM_OVERHEAD - longest_prefix - _LONGEST_KEY - _VERSION_BYTES
+    return BackendPlugin(
+        create=_create,
+        url="memcached://host[:port][,host[:port]...]",
+        summary="one cache in the memory of several servers; bounded values, exact account by listing",
+        options=_OPTIONS,
+        capabilities=_capabilities(room, 60.0, 0.05, 1),
+        client="pymemcache",
+        install="pip install 'claude-force-cache[memcached]'",
+        api_version=1,
+    )
