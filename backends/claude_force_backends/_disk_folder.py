@@ -15,11 +15,11 @@ from claude_force_cache import (
     ForeignStoreError,
 )
 
-__all__ = ["MARKER", "prepare_folder", "unavailable_folder"]
+__all__ = ["ANOTHER", "MARKER", "prepare_folder", "unavailable_folder"]
 
 MARKER = ".claude-force-cache"
 _MARK = "claude-force-cache disk store, format 1\n"
-_ANOTHER = "choose another folder, disk:///absolute/path"
+ANOTHER = "choose another folder, disk:///absolute/path"
 
 
 def prepare_folder(root: Path, namespace: str, database: str) -> Path:
@@ -37,7 +37,7 @@ def prepare_folder(root: Path, namespace: str, database: str) -> Path:
     except FileExistsError:
         if not root.is_dir():
             root.stat()  # a loop of links, or one that leads nowhere, names itself here
-            raise ForeignStoreError(f"cache folder {root} is not a folder: {_ANOTHER}") from None
+            raise ForeignStoreError(f"cache folder {root} is not a folder: {ANOTHER}") from None
     _claim(root)
     # Names differ by case where some file systems do not; the prefix keeps "." and ".." harmless.
     folder = root / ("ns-" + re.sub("[A-Z]", lambda match: "^" + match.group().lower(), namespace))
@@ -49,25 +49,25 @@ def prepare_folder(root: Path, namespace: str, database: str) -> Path:
 def unavailable_folder(error: OSError, folder: Path) -> BackendUnavailableError:
     """Return the error of the contract for what the system said about ``folder``."""
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return AccessDeniedError(f"no permission for cache folder {folder}: give this user access, or {_ANOTHER}")
+        return AccessDeniedError(f"no permission for cache folder {folder}: give this user access, or {ANOTHER}")
     if error.errno == errno.EROFS:
-        return BackendUnavailableError(f"cache folder {folder} is read-only: make it writable, or {_ANOTHER}")
+        return BackendUnavailableError(f"cache folder {folder} is read-only: make it writable, or {ANOTHER}")
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return BackendUnavailableError(f"the disk of cache folder {folder} is full: free space, or {_ANOTHER}")
-    return BackendUnavailableError(f"cache folder {folder} cannot be used ({error.strerror or error}): {_ANOTHER}")
+        return BackendUnavailableError(f"the disk of cache folder {folder} is full: free space, or {ANOTHER}")
+    return BackendUnavailableError(f"cache folder {folder} cannot be used ({error.strerror or error}): {ANOTHER}")
 
 
 def _claim(root: Path) -> None:
-    names = os.listdir(root)
+    names = {entry.name for entry in root.iterdir()}
     if MARKER in names:
         mark = (root / MARKER).read_bytes()
         # Empty while the process that made it is about to write.
         if mark in {b"", _MARK.encode()}:
             return
-        raise ForeignStoreError(f"cache folder {root} was made by another version of this package: {_ANOTHER}")
+        raise ForeignStoreError(f"cache folder {root} was made by another version of this package: {ANOTHER}")
     if names:
         raise ForeignStoreError(
-            f"folder {root} is not empty and not a cache of this package, so nothing in it was touched: {_ANOTHER}"
+            f"folder {root} is not empty and not a cache of this package, so nothing in it was touched: {ANOTHER}"
         )
     for name, text in ((MARKER, _MARK), (".gitignore", "*\n")):
         try:
@@ -92,4 +92,4 @@ def _make_private(folder: Path, path: Path) -> None:
 def _require(is_kind: Callable[[int], bool], path: Path, kind: str) -> None:
     # A link would lead our writes out of the folder.
     if not is_kind(path.lstat().st_mode):
-        raise ForeignStoreError(f"{path} is not a {kind} that this package made: remove it, or {_ANOTHER}")
+        raise ForeignStoreError(f"{path} is not a {kind} that this package made: remove it, or {ANOTHER}")

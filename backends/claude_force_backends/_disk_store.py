@@ -9,46 +9,44 @@ wait for up to a minute and hide the cause of an error.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple, Union
 from urllib.parse import quote
 
 import diskcache
 
-from claude_force_cache import AccessDeniedError, BackendClosedError, BackendUnavailableError, ForeignStoreError
+from claude_force_cache import BackendClosedError, BackendUnavailableError, ForeignStoreError
 
-from ._disk_folder import prepare_folder, unavailable_folder
+from ._disk_folder import ANOTHER, prepare_folder, unavailable_folder
 
 __all__ = ["BytesDisk", "Store"]
 
 _FORMAT = 1
+_REMOVE = "remove its folder, only cached answers are lost"
 _RAW = 1
 """diskcache's mode for a value that stands in the row itself."""
 
 _TRUE_SIZE = "length(CAST(NEW.key AS BLOB)) + ifnull(length(CAST(NEW.value AS BLOB)), 0)"
 _JUNK = "NEW.raw IS NOT 1 OR typeof(NEW.key) <> 'text' OR NEW.key GLOB '*[^a-z0-9._-]*'"
 
-# These hold for every writer of the file, also one that does not know us. INSERT OR REPLACE fires no delete
+_CORRECT = f"UPDATE Cache SET size = {_TRUE_SIZE} WHERE rowid = NEW.rowid"  # noqa: S608 - constants only
+_DISCARD = "DELETE FROM Cache WHERE rowid = NEW.rowid"
+
+# These hold for every writer of the file, also one that does not know us: INSERT OR REPLACE fires no delete
 # trigger, so the predecessor is deleted before; a size that lies is put right; a key that no verb could ever
-# name is not kept.
-_RULES = (
-    "CREATE INDEX Cache_access_time ON Cache (access_time)",
-    "CREATE TRIGGER Cache_replace BEFORE INSERT ON Cache BEGIN"
-    " DELETE FROM Cache WHERE key = NEW.key AND raw = NEW.raw; END",
-    f"CREATE TRIGGER Cache_size_insert AFTER INSERT ON Cache WHEN NEW.size IS NOT {_TRUE_SIZE} BEGIN"
-    f" UPDATE Cache SET size = {_TRUE_SIZE} WHERE rowid = NEW.rowid; END",
-    f"CREATE TRIGGER Cache_size_update AFTER UPDATE OF key, value, size ON Cache WHEN NEW.size IS NOT {_TRUE_SIZE}"
-    f" BEGIN UPDATE Cache SET size = {_TRUE_SIZE} WHERE rowid = NEW.rowid; END",
-    f"CREATE TRIGGER Cache_junk_insert AFTER INSERT ON Cache WHEN {_JUNK} BEGIN"
-    " DELETE FROM Cache WHERE rowid = NEW.rowid; END",
-    f"CREATE TRIGGER Cache_junk_update AFTER UPDATE OF key, raw ON Cache WHEN {_JUNK} BEGIN"
-    " DELETE FROM Cache WHERE rowid = NEW.rowid; END",
-    f"PRAGMA user_version = {_FORMAT}",
+# name is not kept. Each is a name, an event, a condition and what to do.
+_TRIGGERS = (
+    ("replace", "BEFORE INSERT", "1", "DELETE FROM Cache WHERE key = NEW.key AND raw = NEW.raw"),
+    ("size_insert", "AFTER INSERT", f"NEW.size IS NOT {_TRUE_SIZE}", _CORRECT),
+    ("size_update", "AFTER UPDATE OF key, value, size", f"NEW.size IS NOT {_TRUE_SIZE}", _CORRECT),
+    ("junk_insert", "AFTER INSERT", _JUNK, _DISCARD),
+    ("junk_update", "AFTER UPDATE OF key, raw", _JUNK, _DISCARD),
 )
 
 
@@ -62,9 +60,9 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache ships no typ
         """Return the columns ``key`` and ``raw``."""
         return key, True
 
-    def get(self, key: bytes, raw: object) -> str:
+    def get(self, key: Union[str, bytes], raw: object) -> str:
         """Return the key of a row."""
-        return key.decode("ascii", "replace")
+        return key if isinstance(key, str) else key.decode("ascii", "replace")
 
     def store(self, value: bytes, read: bool, key: str = "") -> Tuple[int, int, None, bytes]:
         """Return the columns ``size``, ``mode``, ``filename`` and ``value``; the size is that of the contract."""
@@ -216,10 +214,10 @@ class Store:
         try:
             if self._path is None:
                 raise FileNotFoundError
-            found = os.stat(self._path)
+            found = self._path.stat()
         except FileNotFoundError:
             try:
-                found = os.stat(self._prepare())
+                found = self._prepare().stat()
             except ForeignStoreError as error:
                 raise BackendUnavailableError(str(error)) from error
         return found.st_dev, found.st_ino
@@ -262,12 +260,13 @@ class Store:
             return  # another process was first
         if version != 0 or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise ForeignStoreError(
-                f"{self._path} is a database that this version of the package did not make: "
-                "remove it, or choose another folder, disk:///absolute/path"
+                f"{self._path} is a database that this version of the package did not make: remove it, or {ANOTHER}"
             )
         _Schema(connection)
-        for statement in _RULES:
-            connection.execute(statement)
+        connection.execute("CREATE INDEX Cache_access_time ON Cache (access_time)")
+        for name, event, condition, action in _TRIGGERS:
+            connection.execute(f"CREATE TRIGGER Cache_{name} {event} ON Cache WHEN {condition} BEGIN {action}; END")
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
         connection.execute("COMMIT")
 
     def _switch_to_wal(self, connection: sqlite3.Connection) -> None:
@@ -295,28 +294,27 @@ class Store:
         text = str(error)
         if "locked" in text or "busy" in text:
             return self._locked()
-        if "full" in text:
-            return BackendUnavailableError(
-                f"the disk of cache folder {self._root} is full: free space, or lower max_bytes"
-            )
-        if "readonly" in text:
-            return BackendUnavailableError(
-                f"cache folder {self._root} is read-only: make it writable, or choose another, disk:///absolute/path"
-            )
-        if "malformed" in text or "not a database" in text:
-            return BackendUnavailableError(
-                f"the database {self._path} is damaged ({text}): remove its folder, only cached answers are lost"
-            )
-        if "unable to open" in text:
-            if self._path is not None and not os.access(self._path.parent, os.R_OK | os.W_OK | os.X_OK):
-                return AccessDeniedError(
-                    f"no permission to write to {self._path.parent}: make it writable for this user, "
-                    "or choose another folder, disk:///absolute/path"
-                )
-            return BackendUnavailableError(f"the database {self._path} cannot be opened: check its folder")
-        return BackendUnavailableError(
-            f"the database {self._path} fails ({text}): check its disk, or remove its folder"
-        )
+        folder = f"cache folder {self._root}"
+        if "readonly" in text or "unable to open" in text:
+            try:
+                self._require_writable()
+            except OSError as refusal:
+                return unavailable_folder(refusal, self._root)
+        for sign, cause, remedy in (
+            ("full", f"the disk of {folder} is full", "free space, or lower max_bytes"),
+            ("malformed", f"the database {self._path} is damaged", _REMOVE),
+            ("not a database", f"the database {self._path} is damaged", _REMOVE),
+        ):
+            if sign in text:
+                return BackendUnavailableError(f"{cause}: {remedy}")
+        return BackendUnavailableError(f"the database {self._path} fails ({text}): check its disk, or {ANOTHER}")
+
+    def _require_writable(self) -> None:
+        """Find out what the system has against writing, for SQLite does not tell."""
+        if self._path is not None:
+            os.close(os.open(self._path, os.O_RDWR))
+            if not os.access(self._path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _locked(self) -> BackendUnavailableError:
         return BackendUnavailableError(

@@ -64,9 +64,36 @@ _OPTIONS = (
     Option("busy_timeout", parse_duration, 5.0, "seconds to wait for another process that is writing", minimum=0),
 )
 
-_LIVE = "(expire_time IS NULL OR expire_time > :now)"
-_OF_VERSION = "(:version IS NULL OR tag IS :version)"
-_ACCOUNT = "SELECT (SELECT value FROM Settings WHERE key = 'count'), (SELECT value FROM Settings WHERE key = 'size')"
+_GET = """
+SELECT mode, filename, value, tag FROM Cache
+WHERE key = :key AND raw = 1 AND (expire_time IS NULL OR expire_time > :now)"""
+
+_INSERT = """
+INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+_DELETE = """
+DELETE FROM Cache
+WHERE key = :key AND raw = 1 AND (expire_time IS NULL OR expire_time > :now)
+AND (:version IS NULL OR tag IS :version)"""
+
+_TOUCH = """
+UPDATE Cache SET expire_time = :expires, access_time = :used
+WHERE key = :key AND raw = 1 AND (expire_time IS NULL OR expire_time > :now)
+AND (:version IS NULL OR tag IS :version)"""
+
+_SCAN = """
+SELECT key, raw, size, expire_time - :now FROM Cache
+WHERE key > CAST(:last AS TEXT) AND typeof(key) = 'text' AND raw = 1
+AND (expire_time IS NULL OR expire_time > :now)
+ORDER BY key LIMIT :page"""
+
+_OLDEST = "SELECT rowid, size FROM Cache WHERE key IS NOT ? ORDER BY access_time, rowid"
+
+_NEWEST_USE = "SELECT access_time FROM Cache WHERE access_time < 9e15 ORDER BY access_time DESC LIMIT 1"
+
+_ACCOUNT = """
+SELECT (SELECT value FROM Settings WHERE key = 'count'), (SELECT value FROM Settings WHERE key = 'size')"""
 
 
 class DiskBackend(SyncBackend):
@@ -103,9 +130,7 @@ class DiskBackend(SyncBackend):
         self._store.open()
         try:
             with self._store.write() as connection:
-                newest = connection.execute(
-                    "SELECT access_time FROM Cache WHERE access_time < 9e15 ORDER BY access_time DESC LIMIT 1"
-                ).fetchone()
+                newest = connection.execute(_NEWEST_USE).fetchone()
                 self._last_stamp = 0 if newest is None else int(newest[0])
                 self._purge(connection, self._clock())
                 self._evict(connection)
@@ -136,10 +161,7 @@ class DiskBackend(SyncBackend):
         with self._store.read() as connection:
             now = self._clock()
             for key in dict.fromkeys(keys):
-                row = connection.execute(
-                    f"SELECT mode, filename, value, tag FROM Cache WHERE key = :key AND raw = 1 AND {_LIVE}",
-                    {"key": key, "now": now},
-                ).fetchone()
+                row = connection.execute(_GET, {"key": key, "now": now}).fetchone()
                 if row is not None:
                     found[key] = self._entry(*row)
         self._note_uses(found, now)
@@ -198,8 +220,7 @@ class DiskBackend(SyncBackend):
             return False
         with self._store.write() as connection:
             given = {"key": key, "version": version, "now": self._clock()}
-            statement = f"DELETE FROM Cache WHERE key = :key AND raw = 1 AND {_LIVE} AND {_OF_VERSION}"
-            return connection.execute(statement, given).rowcount > 0
+            return connection.execute(_DELETE, given).rowcount > 0
 
     def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
         """Give the live entry under ``key`` a new life; its version stays."""
@@ -214,11 +235,7 @@ class DiskBackend(SyncBackend):
                 "expires": None if ttl is None else now + ttl,
                 "used": self._stamp(now),
             }
-            statement = (
-                "UPDATE Cache SET expire_time = :expires, access_time = :used"
-                f" WHERE key = :key AND raw = 1 AND {_LIVE} AND {_OF_VERSION}"
-            )
-            return connection.execute(statement, given).rowcount > 0
+            return connection.execute(_TOUCH, given).rowcount > 0
 
     def scan(self) -> Iterator[EntryInfo]:
         """Iterate over the live entries in the order of their keys, a page at a time."""
@@ -226,12 +243,7 @@ class DiskBackend(SyncBackend):
         while True:
             with self._store.read() as connection:
                 given = {"last": last, "now": self._clock(), "page": _PAGE}
-                rows = connection.execute(
-                    "SELECT key, raw, size, expire_time - :now FROM Cache"
-                    " WHERE key > CAST(:last AS TEXT) AND typeof(key) = 'text' AND raw = 1"
-                    f" AND {_LIVE} ORDER BY key LIMIT :page",
-                    given,
-                ).fetchall()
+                rows = connection.execute(_SCAN, given).fetchall()
             for last, raw, size, ttl in rows:
                 yield EntryInfo(self._store.disk.get(last, raw), size, ttl)
             if len(rows) < _PAGE:
@@ -261,7 +273,8 @@ class DiskBackend(SyncBackend):
             count = connection.execute("DELETE FROM Cache").rowcount
             _recount(connection)
         with self._store.read() as connection:
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # One step of it frees one page; only a script is stepped to its end.
+            connection.executescript("PRAGMA incremental_vacuum")
         return count
 
     def ping(self) -> None:
@@ -290,8 +303,7 @@ class DiskBackend(SyncBackend):
         version = int.from_bytes(os.urandom(8), "big") >> 1
         expires = None if ttl is None else now + ttl
         connection.execute(
-            "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            _INSERT,
             (name, raw, now, expires, self._stamp(now), version, size, mode, filename, blob),
         )
 
@@ -312,9 +324,7 @@ class DiskBackend(SyncBackend):
             return 0
         self._fold(connection)
         victims: List[Tuple[int]] = []
-        rows = connection.execute(
-            "SELECT rowid, size FROM Cache WHERE key IS NOT ? ORDER BY access_time, rowid", (keep,)
-        )
+        rows = connection.execute(_OLDEST, (keep,))
         for rowid, size in rows:
             victims.append((rowid,))
             excess -= size
@@ -423,7 +433,7 @@ def _folder(url: BackendURL) -> Path:
 
 
 def _create(settings: BackendSettings) -> DiskBackend:
-    from ._disk_store import Store  # noqa: PLC0415 - diskcache is imported only for those who chose it
+    from ._disk_store import Store  # diskcache is imported only for those who chose it
 
     timeout = settings.options.get("busy_timeout", 5.0)
     return DiskBackend(settings, Store(_folder(settings.url), settings.namespace, timeout))

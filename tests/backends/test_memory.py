@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
-from accounting import AccountingTests
+import pytest
+from accounting import AccountingTests, ManualClock
 
-from claude_force_backends.memory import MemoryBackend
-from claude_force_cache import BackendSettings, BackendURL, Clock
+from claude_force_backends.memory import MemoryBackend, claude_force_cache_backend
+from claude_force_cache import BackendSettings, BackendURL, Clock, InvalidURLError
 
 
 class TestMemory(AccountingTests):
@@ -15,3 +19,100 @@ class TestMemory(AccountingTests):
 
     def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> MemoryBackend:
         return MemoryBackend(BackendSettings(BackendURL("memory"), namespace, max_bytes, clock))
+
+
+def opened(max_bytes: Optional[int] = None, clock: Optional[Clock] = None) -> MemoryBackend:
+    backend = MemoryBackend(BackendSettings(BackendURL("memory"), "default", max_bytes, clock))
+    asyncio.run(backend.open())
+    return backend
+
+
+def test_serves_several_threads_and_event_loops_at_once() -> None:
+    backend = opened(500)
+    barrier = threading.Barrier(8)
+
+    async def work(number: int) -> bool:
+        barrier.wait(10)
+        won = await backend.add("lease", b"", ttl=None)
+        barrier.wait(10)  # before anybody can evict it
+        for turn in range(300):
+            await backend.set(f"k{(number + turn) % 7}", bytes(turn), ttl=60)
+            await backend.get(f"k{turn % 7}")
+            await backend.delete(f"k{turn % 5}")
+        return won
+
+    with ThreadPoolExecutor(8) as pool:
+        won_the_lease = list(pool.map(lambda number: asyncio.run(work(number)), range(8)))
+
+    async def check() -> None:
+        infos = [info async for info in backend.scan()]
+        assert await backend.usage() == (len(infos), sum(info.size for info in infos))
+        assert (await backend.usage()).bytes <= 500
+
+    asyncio.run(check())
+    assert sum(won_the_lease) == 1
+
+
+def test_what_was_found_expired_stays_gone_when_the_clock_steps_back() -> None:
+    clock = ManualClock()
+    backend = opened(clock=clock)
+
+    async def scenario() -> None:
+        await backend.set("key", b"value", ttl=5)
+        clock.advance(5)
+        assert await backend.get("key") is None
+        clock.advance(-4)
+        assert await backend.get("key") is None
+        assert await backend.usage() == (0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_remembers_no_more_times_of_expiry_than_it_has_entries() -> None:
+    backend = opened()
+
+    async def scenario() -> None:
+        for turn in range(5000):
+            await backend.set("overwritten", b"value", ttl=1000 + turn)
+            await backend.touch("overwritten", ttl=9000 - turn)
+            await backend.set(f"deleted{turn}", b"value", ttl=60)
+            await backend.delete(f"deleted{turn}")
+
+    asyncio.run(scenario())
+    assert len(backend._expiries) < 100
+
+
+def test_clears_expired_entries_away_without_being_asked_for_the_account() -> None:
+    clock = ManualClock()
+    backend = opened(clock=clock)
+
+    async def scenario() -> None:
+        for n in range(1000):
+            await backend.set(f"k{n}", b"value", ttl=1)
+        clock.advance(1)
+        for _ in range(100):
+            await backend.set("key", b"value", ttl=None)
+
+    asyncio.run(scenario())
+    assert len(backend._records) == 1
+
+
+def test_does_not_change_with_the_buffer_that_it_was_given() -> None:
+    backend = opened()
+    buffer = bytearray(b"value")
+
+    async def scenario() -> None:
+        await backend.set("key", buffer, ttl=None)  # type: ignore[arg-type]  # what a careless caller hands over
+        buffer[0] = 0
+        entry = await backend.get("key")
+        assert entry is not None
+        assert entry.value == b"value"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("url", ["memory://host", "memory:///path", "memory://user@host", "memory://host:1"])
+def test_has_no_place_to_name(url: str) -> None:
+    parsed, _ = BackendURL.parse(url)
+    with pytest.raises(InvalidURLError, match="write memory://"):
+        claude_force_cache_backend().create(BackendSettings(parsed))
