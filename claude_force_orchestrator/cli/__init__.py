@@ -11,6 +11,8 @@ from typing import NoReturn, Optional, Sequence
 
 __all__ = ["main"]
 
+_LIBRARIES = {"anthropic", "rich", "typer"}
+
 
 def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     """Run the command line and leave the interpreter with its exit code.
@@ -19,12 +21,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     """
     try:
         from ._app import run
+
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
+        library = (error.name or "").partition(".")[0]
+        if library not in _LIBRARIES:
             raise
         sys.stderr.write(
-            f"error: the command line needs the library {error.name!r}, which is not installed: "
+            f"error: the command line needs the library {library!r}, which is not installed: "
             "pip install 'claude-force-cache[orchestrator]'\n"
         )
-        sys.exit(2)
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+        code = 2
+    sys.exit(code)

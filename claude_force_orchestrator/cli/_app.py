@@ -62,24 +62,29 @@ def run(arguments: List[str]) -> int:
         # An answer may hold what the terminal's encoding does not; showing its code beats losing the answer.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name=_PROGRAM, standalone_mode=False)
+        # Not Click's own main, which keeps broken pipes and interruptions for itself.
+        with command.make_context(_PROGRAM, arguments or ["--help"]) as context:
+            command.invoke(context)
         sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
     except BrokenPipeError:
         discard_stdout()
         return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except CommandError as failure:
-        report(str(failure))
-        return failure.code
+    except CommandError as error:
+        report(str(error))
+        return error.code
     except Exception as error:
         message = _usage_message(error) or _library_message(error)
         if message is None:
             raise
         report(message)
         return USAGE
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _usage_message(error: Exception) -> Optional[str]:

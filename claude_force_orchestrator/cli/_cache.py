@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
 import typer
 from typing_extensions import Annotated
 
-from ._console import note, print_json, print_table, size_text
+from ._console import note, print_json, print_table, quiet_log, size_text
 from ._failure import FAILED, CommandError
 from ._options import CacheOption, ConfigOption, JSONOption
 
@@ -224,7 +224,8 @@ def _with_cache(config: Any, cache: Optional[str], work: "Callable[[Cache[Answer
             await made.ping()
             return await work(made)
 
-    return run_command(opened())
+    with quiet_log():
+        return run_command(opened())
 
 
 async def _whole_key(cache: "Cache[Answer]", key: str) -> str:

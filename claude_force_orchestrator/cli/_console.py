@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from typing import TYPE_CHECKING, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from ._failure import one_line
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["console", "note", "print_json", "print_table", "progress", "size_text"]
+__all__ = ["console", "note", "print_json", "print_table", "progress", "quiet_log", "size_text"]
 
 _PIPED_WIDTH = 200
 """Columns for output that is not a terminal; rich's default of 80 would cut names and keys short."""
@@ -80,3 +82,15 @@ def size_text(size: int) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size} B"
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Keep back the cache's warnings while a command does what raises the same as an error."""
+    logger = logging.getLogger("claude_force_cache")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

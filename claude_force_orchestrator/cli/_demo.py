@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, 
 import typer
 from typing_extensions import Annotated
 
-from ._console import note, print_json, print_table, progress, size_text
+from ._console import note, print_json, print_table, progress, quiet_log, size_text
 from ._failure import FAILED, CommandError, report
 from ._options import JSONOption
 
@@ -54,8 +54,9 @@ def demo(
     from ._loop import run_command
 
     config = example_config()
+    agents = sorted(Project.load(config).agents)
     try:
-        batch = make_batch(sorted(Project.load(config).agents), standard_modules(), tasks)
+        batch = make_batch(agents, standard_modules(), tasks)
     except ValueError as error:
         raise CommandError(
             f"there is not enough to ask ({error}): lower --tasks, or install Python's sources"
@@ -67,6 +68,10 @@ def demo(
     with ExitStack() as stack:
         store = _store(stack, cache)
         demonstration = Demonstration(config, batch, store, arguments={})
+        with quiet_log():
+            run_command(demonstration.check())
+        if store.throwaway_secret:
+            note("CLAUDE_CACHE_SECRET is not set: the demo seals its entries with a secret that it throws away")
         stand_in = not os.environ.get("ANTHROPIC_API_KEY") and not os.environ.get("ANTHROPIC_BASE_URL")
         note(f"{len(batch)} tasks, {tasks} of them different: agents read modules of this Python, {_range(batch)} each")
         try:
@@ -104,10 +109,7 @@ def _store(stack: ExitStack, cache: Optional[str]) -> "Store":
     if origin == "default":
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="claude-force-demo-"))
         chosen = {"backend": "disk", "options": {"path": folder}}
-    has_secret = bool(os.environ.get("CLAUDE_CACHE_SECRET"))
-    if not has_secret:
-        note("CLAUDE_CACHE_SECRET is not set: the demo seals its entries with a secret that it throws away")
-    return Store(chosen, throwaway_secret=not has_secret)
+    return Store(chosen, throwaway_secret=not os.environ.get("CLAUDE_CACHE_SECRET"))
 
 
 def _bypass_proxies() -> None:

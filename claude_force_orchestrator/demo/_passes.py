@@ -30,7 +30,7 @@ class PassReport:
     :param tasks: how many tasks it had.
     :param api_calls: how many calls of the Messages API it made, as the server counts where it can tell.
     :param hits: how many tasks were answered without a call of their own.
-    :param wall_s: seconds from opening the cache to the last answer.
+    :param wall_s: seconds from the first question to the last answer.
     :param tokens: tokens that were paid for.
     :param usd_spent: USD.
     :param usd_saved: USD.
@@ -57,6 +57,7 @@ class Store:
     """
 
     def __init__(self, source: Union[str, Mapping[str, object]], *, throwaway_secret: bool) -> None:
+        self.throwaway_secret = throwaway_secret
         self._source = source
         self._secrets = [secrets.token_urlsafe(32)] if throwaway_secret else None
         self._namespace = f"demo-{secrets.token_hex(8)}"
@@ -94,23 +95,31 @@ class Demonstration:
     forget: Optional[Callable[[], None]] = None
     count: Optional[Callable[[], int]] = None
 
+    async def check(self) -> None:
+        """Return if the store can be used.
+
+        :raises ConfigurationError: if the cache cannot be used as it is configured.
+        :raises BackendUnavailableError: if it cannot be reached.
+        """
+        async with self.store.open() as cache:
+            await cache.ping()
+
     async def run(self, advance: Callable[[int], None]) -> Tuple[List[PassReport], List[AgentResult], str]:
         """Run both passes.
 
         :param advance: called with 0 or 1, the pass, after each task.
         :returns: a report for each pass, the results that failed, and the cache's URL without its password.
-        :raises ConfigurationError: if the cache cannot be used.
-        :raises BackendUnavailableError: if it cannot be reached.
+        :raises BackendUnavailableError: if the store went away meanwhile.
         """
-        first = self.store.open()
         failed: List[AgentResult] = []
-        async with first:
-            await first.ping()
+        async with self.store.open() as first:
             try:
                 reports = [await self._pass(first, lambda: advance(0), failed)]
-                # Another object on the same store, unless the store is that object.
-                second = self.store.open() if first.capabilities.shared_between_processes else first
-                reports.append(await self._pass(second, lambda: advance(1), failed))
+                if first.capabilities.shared_between_processes:
+                    async with self.store.open() as second:  # another object on the same store
+                        reports.append(await self._pass(second, lambda: advance(1), failed))
+                else:  # the store is inside the object
+                    reports.append(await self._pass(first, lambda: advance(1), failed))
             finally:
                 await first.clear()
         return reports, failed, first.url
