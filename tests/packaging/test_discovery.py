@@ -156,10 +156,13 @@ def test_a_taken_name_of_the_package_itself_is_an_error_too(install: Install, ru
     assert "claude-force-cache" in message
 
 
-def test_one_distribution_that_is_found_twice_is_one_backend(install: Install, run: Run, site: Path) -> None:
+def test_one_distribution_that_is_found_twice_is_one_backend(
+    install: Install, run: Run, site: Path, tmp_path: Path
+) -> None:
     install("jar-cache", {"jar": "jar_backend"}, {"jar_backend": JAR})
-    program = f"""
-        sys.path.append({str(site)!r} + "/.")
+    (tmp_path / "again").symlink_to(site)
+    program = """
+        sys.path.append("again")
         load_backend("jar")
         print(json.dumps([info.name for info in list_backends()].count("jar")))
     """
