@@ -1,6 +1,7 @@
 """The commands, put together, and the one place that turns errors into messages and exit codes."""
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
+import signal
 import sys
 import warnings
 from typing import List, Optional
@@ -62,6 +63,8 @@ def run(arguments: List[str]) -> int:
         # An answer may hold what the terminal's encoding does not; showing its code beats losing the answer.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Like Ctrl-C, it ends a command in good order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = typer.main.get_command(app)
     try:
         # Not Click's own main, which keeps broken pipes and interruptions for itself.
@@ -74,6 +77,7 @@ def run(arguments: List[str]) -> int:
         discard_stdout()
         return BROKEN_PIPE
     except (KeyboardInterrupt, typer.Abort):
+        report("interrupted")
         return INTERRUPTED
     except CommandError as error:
         report(str(error))

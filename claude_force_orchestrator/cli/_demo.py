@@ -62,9 +62,6 @@ def demo(
             f"there is not enough to ask ({error}): lower --tasks, or install Python's sources"
         ) from None
 
-    # The SDK takes a second to import, which is not the first pass's doing.
-    import anthropic  # noqa: F401
-
     with ExitStack() as stack:
         store = _store(stack, cache)
         demonstration = Demonstration(config, batch, store, arguments={})
@@ -84,6 +81,8 @@ def demo(
             else:
                 demonstration.arguments = {"timeout_seconds": _REAL_TIMEOUT_SECONDS}
                 note(_warning(batch))
+            import anthropic  # noqa: F401 - it takes a second, which is not the first pass's doing
+
             bar = stack.enter_context(progress())
             shown = [bar.add_task(label, total=len(batch)) for label in _LABELS]
             reports, failed, url = run_command(demonstration.run(lambda index: bar.advance(shown[index])))

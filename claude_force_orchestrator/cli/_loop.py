@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any, Coroutine, List, TypeVar
+from typing import Any, Coroutine, Dict, TypeVar
 
 from ._failure import INTERRUPTED, CommandError
 
@@ -27,12 +27,14 @@ def run_command(main: Coroutine[Any, Any, T], *, interrupted: str = "interrupted
 async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> T:
     loop = asyncio.get_running_loop()
     task = loop.create_task(main)
-    handled: List[signal.Signals] = []
+    handled: Dict[signal.Signals, Any] = {}
     arrived = False
 
     def release() -> None:
         while handled:
-            loop.remove_signal_handler(handled.pop())
+            number, before = handled.popitem()
+            loop.remove_signal_handler(number)
+            signal.signal(number, before)
 
     def interrupt() -> None:
         nonlocal arrived
@@ -42,8 +44,9 @@ async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> 
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
             loop.add_signal_handler(number, interrupt)
-            handled.append(number)
+            handled[number] = before
     except (NotImplementedError, RuntimeError, ValueError):
         pass  # Windows, or not the main thread: KeyboardInterrupt comes by itself
     try:

@@ -20,7 +20,7 @@ def claude_force_cache_backend():
         summary="a store of somebody else's",
         capabilities=Capabilities(persistent=False),
         options=(Option("password", str, None, "how to get in", secret=True),),
-        EXTRA
+        EXTRA,
     )
 """
 
@@ -32,7 +32,7 @@ def install(tmp_path: Path, lonely_cli: Any) -> Callable[..., None]:
     site.mkdir()
     lonely_cli.environment["PYTHONPATH"] = str(site)
 
-    def make(distribution: str, backend: str, *, extra: str = "", source: str = PLUGIN) -> None:
+    def make(distribution: str, backend: str, *, extra: str = "api_version=1", source: str = PLUGIN) -> None:
         module = distribution.replace("-", "_")
         (site / f"{module}.py").write_text(source.replace("NAME", backend).replace("EXTRA", extra))
         info = site / f"{module}-1.2.3.dist-info"
@@ -87,8 +87,10 @@ def test_each_failure_stands_in_its_own_row(lonely_cli: Any, install: Any) -> No
     install("other-cache", "acme")
     install("broken-cache", "broken", source="raise RuntimeError('boom\\nand bang')")
     install("needy-cache", "needy", source="import a_library_that_is_not_there")
-    install("old-cache", "old", extra="api_version=0,")
-    install("lazy-cache", "lazy", extra="client='another_missing_library', install='pip install another',")
+    install("old-cache", "old", extra="api_version=0")
+    install(
+        "lazy-cache", "lazy", extra="api_version=1, client='another_missing_library', install='pip install another'"
+    )
     install("disk-thief", "disk")
     rows = listed(lonely_cli)
     assert [row["distribution"] for row in rows["acme"]] == ["acme-cache", "other-cache"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, List
 
@@ -109,7 +109,7 @@ def test_without_llmock_the_remedy_is_named(lonely_cli: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_the_server_ends_with_it(lonely_cli: Any, number: int) -> None:
     process = lonely_cli.start(
-        "demo", "--tasks", "1000", "--cache", "memory://", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        "demo", "--tasks", "300", "--cache", "memory://", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     lines: List[str] = []
     for line in process.stderr:
@@ -155,7 +155,11 @@ def test_the_batch_is_of_real_modules_and_always_the_same() -> None:
         make_batch(agents, few, 43)
 
 
-def test_the_stand_in_counts_what_reached_it(api: StandIn) -> None:
+def test_the_stand_in_counts_what_reached_it_and_nothing_else(cli: Any, api: StandIn) -> None:
     assert api.requests() == 0
-    with tempfile.TemporaryDirectory():
-        assert is_running(api.pid)
+    with urllib.request.urlopen(api.base_url + "/v1/models", timeout=10) as models:
+        assert models.status == 200
+    assert cli("run", "reviewer", "Review a().").code == 0
+    assert api.requests() == 1
+    api.forget()
+    assert api.requests() == 0
