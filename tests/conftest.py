@@ -81,7 +81,9 @@ class ServerProcess:
             # No snapshots: a server that is started again is empty, as Memcached is.
             base = f"--port {port} --bind {self.host} --daemonize no --appendonly no --dir {self.folder}"
             return [*base.split(), "--save", ""]
-        return ["-l", self.host, "-p", str(port), "-U", "0", "-u", pwd.getpwuid(os.geteuid()).pw_name]
+        # A listing of all items walks the hash table, so a small one makes the tests quick.
+        base = f"-l {self.host} -p {port} -U 0 -o hashpower=12"
+        return [*base.split(), "-u", pwd.getpwuid(os.geteuid()).pw_name]
 
     def _answers(self, port: int) -> bool:
         assert self._process is not None
@@ -184,3 +186,18 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
 def namespace() -> str:
     """A namespace that no other test and no other run uses."""
     return f"test-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The ``host:port`` of a server that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def absent_server() -> str:
+    """A ``host:port`` on which nobody listens."""
+    return f"127.0.0.1:{_free_port()}"

@@ -39,6 +39,12 @@ else
     now = tonumber(ARGV[2])
 end
 
+-- A server that is full refuses a script's first write if it may need memory, and only the first. For what
+-- needs none to speak of, this is a first write that it lets pass.
+local function go_on_when_full()
+    redis.call('HDEL', account, '')
+end
+
 local function exact(number)
     return string.format('%.17g', number)
 end
@@ -117,10 +123,11 @@ local function version_of(key)
 end
 """
 
-# Writing comes before everything that a full server would let pass, so that a refusal leaves no trace.
+# The value is written first: a server that is full then refuses the script before it changed anything.
 _SET = """
 local limit, key, blob, ttl, only_if_absent = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 if only_if_absent and version_of(key) then
+    go_on_when_full()
     use(key)
     return -1
 end
@@ -140,6 +147,7 @@ return 0
 
 # Runs behind the GET or MGET that fetched the values. An entry that the account does not know is removed.
 _USE = """
+go_on_when_full()
 local last = redis.call('HINCRBY', account, 'uses', #ARGV - 2)
 for i = 3, #ARGV do
     local key = ARGV[i]
@@ -167,6 +175,7 @@ local found = version_of(key)
 if not found or (version ~= '' and version ~= found) then
     return 0
 end
+go_on_when_full()
 if ttl == '' then
     redis.call('SETRANGE', data .. key, 8, struct.pack('>d', math.huge))
     redis.call('PERSIST', data .. key)
@@ -185,6 +194,7 @@ return total() > limit and 1 or 0
 # What the server evicts under maxmemory leaves rows behind. Its own count tells whether that happened since
 # the index was last checked; a user that may not read it does without.
 _USAGE = """
+go_on_when_full()
 if ARGV[3] ~= '' then
     redis.call('HSET', account, 'evicted', ARGV[3])
 end

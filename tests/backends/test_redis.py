@@ -1,20 +1,509 @@
+"""The backend ``redis``: the shared suite, and what only a server of its own can show."""
+
 from __future__ import annotations
 
-from typing import Any, Optional
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Awaitable, Callable, ClassVar, Dict, List, Optional
 
 import pytest
+import redis
 from accounting import AccountingTests
 
-from claude_force_backends.redis import RedisBackend
-from claude_force_cache import BackendSettings, BackendURL, Clock
+from claude_force_backends.redis import RedisBackend, claude_force_cache_backend
+from claude_force_cache import (
+    AccessDeniedError,
+    BackendSettings,
+    BackendUnavailableError,
+    BackendURL,
+    Clock,
+    ForeignStoreError,
+    InvalidURLError,
+    load_backend,
+)
+
+
+def backend(url: str, namespace: str, max_bytes: Optional[int] = None, **options: Any) -> RedisBackend:
+    parsed, _ = BackendURL.parse(url)
+    return RedisBackend(BackendSettings(parsed, namespace, max_bytes, None, options))
+
+
+def with_backend(made: RedisBackend, work: Callable[[RedisBackend], Awaitable[Any]]) -> Any:
+    """Run ``work`` on the opened backend in an event loop of its own, and clear what it left."""
+
+    async def run() -> Any:
+        await made.open()
+        try:
+            return await work(made)
+        finally:
+            await made.clear()
+            await made.close()
+
+    return asyncio.run(run())
+
+
+async def account(store: RedisBackend) -> List[int]:
+    """Return the usage, after checking that a scan finds the same."""
+    usage = await store.usage()
+    infos = [info async for info in store.scan()]
+    assert usage == (len(infos), sum(info.size for info in infos))
+    return list(usage)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
 
 
 class TestRedis(AccountingTests):
-    examples = 20
+    examples = 40
+    options: ClassVar[Dict[str, Any]] = {}
 
     @pytest.fixture(autouse=True)
     def _server(self, redis_server: Any) -> None:
         self.url, _ = BackendURL.parse(redis_server.url)
 
     def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> RedisBackend:
-        return RedisBackend(BackendSettings(self.url, namespace, max_bytes, clock))
+        return RedisBackend(BackendSettings(self.url, namespace, max_bytes, clock, self.options))
+
+
+class TestRedisInPartitions(TestRedis):
+    examples = 15
+    options: ClassVar[Dict[str, Any]] = {"partitions": 3}
+
+
+def test_is_found_through_its_entry_point() -> None:
+    plugin = load_backend("redis")
+    assert plugin == claude_force_cache_backend()
+    assert plugin.client_installed
+
+
+def test_entries_expire_by_the_servers_clock_and_free_its_memory(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        await store.set("short", b"value", ttl=0.2)
+        await store.set("long", b"value", ttl=3600)
+        await store.set("touched", b"value", ttl=3600)
+        assert await store.touch("touched", ttl=0.2)
+        assert {info.key for info in [i async for i in store.scan()] if info.ttl is not None} == {
+            "short",
+            "long",
+            "touched",
+        }
+
+        async def freed() -> bool:
+            # Nobody reads the entries: the server itself lets go of them.
+            return len(list(client.scan_iter(f"cfc:{{{namespace}:0}}:d:*"))) == 1
+
+        await until(freed)
+        assert await store.usage() == (1, len("longvalue"))
+        assert await store.get_many(["short", "touched"]) == {}
+        assert await account(store) == [1, len("longvalue")]
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace), work)
+
+
+def test_a_life_of_any_length_is_taken(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        for ttl in (1e-9, 1e9, 1e12, 1e300):
+            await store.set("key", b"value", ttl=ttl)
+            assert (await store.get("key") is not None) is (ttl > 1)
+            await account(store)
+
+    with_backend(backend(redis_server.url, namespace), work)
+
+
+def test_a_bulk_read_counts_as_uses_in_its_order(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        for name in "abc":
+            await store.set(name, b"123456789", ttl=None)
+        await store.get_many(["b", "a", "c"])
+        for victim in "bac":
+            assert await store.set(f"new-{victim}", b"1234", ttl=None) == 1
+            assert await store.usage() == (3, 30 - 1 * (3 - await _left(store, "abc")))
+            assert victim not in {info.key async for info in store.scan()}
+
+    async def _left(store: RedisBackend, names: str) -> int:
+        return len([info async for info in store.scan() if info.key in names])
+
+    with_backend(backend(redis_server.url, namespace, 30), work)
+
+
+def test_clearing_touches_no_foreign_key(redis_server: Any, namespace: str) -> None:
+    foreign = [f"cfc:{{{namespace}x:0}}:d:key", f"cfc:{{{namespace}:00}}:sizes", f"{namespace}", f"cfc:{namespace}"]
+
+    async def work(store: RedisBackend) -> None:
+        items = {f"k{n}": (b"value", None) for n in range(2500)}
+        await store.set_many(items)
+        assert await store.usage() == (2500, sum(len(key) + 5 for key in items))
+        assert await store.clear() == 2500
+        assert await account(store) == [0, 0]
+        assert [client.get(key) for key in foreign] == [b"foreign"] * len(foreign)
+        left = set(client.scan_iter(f"cfc:{{{namespace}:0}}*"))
+        assert left == {f"cfc:{{{namespace}:0}}:account".encode()}
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        for key in foreign:
+            client.set(key, b"foreign")
+        with_backend(backend(redis_server.url, namespace), work)
+        client.delete(*foreign)
+
+
+def test_foreign_data_under_our_names_is_refused(redis_server: Any, namespace: str) -> None:
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.set(f"cfc:{{{namespace}:0}}:account", b"foreign")
+        store = backend(redis_server.url, namespace, 100)
+        with pytest.raises(ForeignStoreError, match="another namespace"):
+            asyncio.run(store.open())
+        assert client.get(f"cfc:{{{namespace}:0}}:account") == b"foreign"
+        client.delete(f"cfc:{{{namespace}:0}}:account")
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        for turn in range(3):
+            client.script_flush()
+            assert await store.set_many({"a": (b"1", None), "b": (b"2", None)}) == 0
+            client.script_flush()
+            assert set(await store.get_many(["a", "b", "c"])) == {"a", "b"}
+            client.script_flush()
+            assert await store.add(f"turn-{turn}", b"", ttl=None)
+        assert (await store.usage()).entries == 5
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace), work)
+
+
+def test_the_servers_own_evictions_leave_the_account(start_server: Any, namespace: str) -> None:
+    server = start_server("redis", "--maxmemory", "3mb", "--maxmemory-policy", "volatile-lru")
+
+    async def work(store: RedisBackend) -> None:
+        await store.set("kept", b"x" * 1000, ttl=None)
+        for n in range(2000):
+            await store.set(f"k{n}", os.urandom(2000), ttl=3600)
+        assert client.info("stats")["evicted_keys"] > 500
+        usage = await store.usage()
+        assert usage.entries < 1500
+        # A scan may use memory and so evict again, hence the second look at a quiet server.
+        client.config_set("maxmemory", 0)
+        assert (await account(store))[0] >= 1
+        assert (await store.get("kept")) is not None
+
+    with redis.Redis.from_url(server.url) as client:
+        with_backend(backend(server.url, namespace), work)
+
+
+_WRITER = """
+import asyncio, random, sys
+from claude_force_backends.redis import RedisBackend
+from claude_force_cache import BackendSettings, BackendURL
+
+async def main(url, namespace, seed):
+    rng = random.Random(seed)
+    store = RedisBackend(BackendSettings(BackendURL.parse(url)[0], namespace, 20_000))
+    await store.open()
+    for turn in range(300):
+        await store.set(f"k{rng.randrange(200)}", bytes(rng.randrange(1000)), ttl=rng.choice([None, 0.01, 60]))
+        if turn % 7 == 0:
+            await store.delete(f"k{rng.randrange(200)}")
+    await store.close()
+    # Apart and without a limit, since an entry that is evicted may be added again.
+    store = RedisBackend(BackendSettings(BackendURL.parse(url)[0], namespace + "-add"))
+    await store.open()
+    won = [n for n in range(50) if await store.add(f"add-{n}", b"", ttl=None)]
+    await store.close()
+    print(len(won))
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def test_processes_agree_on_one_account_at_the_limit(redis_server: Any, namespace: str) -> None:
+    arguments = [sys.executable, "-c", _WRITER, redis_server.url, namespace]
+    writers = [subprocess.Popen([*arguments, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(4)]
+
+    async def work(store: RedisBackend) -> None:
+        highest = 0
+        while any(writer.poll() is None for writer in writers):
+            usage = await store.usage()
+            assert 0 <= usage.bytes <= 20_000
+            highest = max(highest, usage.bytes)
+            await asyncio.sleep(0.002)
+        wins = [int(writer.communicate()[0]) for writer in writers]
+        assert [writer.returncode for writer in writers] == [0] * 4
+        assert sum(wins) == 50
+        assert highest > 15_000
+        assert (await account(store))[1] <= 20_000
+
+    with_backend(backend(redis_server.url, namespace, 20_000), work)
+    with_backend(backend(redis_server.url, namespace + "-add"), account)
+
+
+def test_a_wrong_password_is_refused_and_never_shown(start_server: Any, namespace: str) -> None:
+    server = start_server("redis", "--requirepass", "right-secret")
+    wrong = f"redis://:wrong-secret@{server.host}:{server.port}"
+    for url in (wrong, f"redis://nobody:wrong-secret@{server.host}:{server.port}", server.url):
+        store = backend(url, namespace)
+        with pytest.raises(AccessDeniedError) as caught:
+            asyncio.run(store.open())
+        shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {store!r} {vars(caught.value)}"
+        assert f"{server.host}:{server.port}" in str(caught.value)
+        assert "secret" not in shown
+
+    async def work(store: RedisBackend) -> None:
+        await store.set("key", b"value", ttl=None)
+        assert "secret" not in repr(store)
+
+    with_backend(backend(f"redis://:right-secret@{server.host}:{server.port}/3", namespace), work)
+
+
+def test_a_user_without_permission_is_refused(start_server: Any, namespace: str) -> None:
+    server = start_server("redis")
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "~*", "+get", "+ping", "+mget")
+
+    async def work() -> None:
+        store = backend(f"redis://reader:pw@{server.host}:{server.port}", namespace)
+        await store.open()
+        with pytest.raises(AccessDeniedError):
+            await store.set("key", b"value", ttl=None)
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_an_absent_server_is_reported_at_once(absent_server: str, namespace: str) -> None:
+    store = backend(f"redis://:secret@{absent_server}", namespace)
+    with pytest.raises(BackendUnavailableError, match=absent_server) as caught:
+        asyncio.run(store.open())
+    assert "secret" not in str(caught.value)
+
+
+def test_a_silent_server_costs_one_time_out(silent_server: str, namespace: str) -> None:
+    async def work() -> None:
+        store = backend(f"redis://{silent_server}", namespace, socket_timeout=0.2, pool_size=2)
+        store._open = True
+        started = time.monotonic()
+        # Also those that queue for a connection, and one whose value never leaves the socket's buffer.
+        calls = [store.get("key") for _ in range(10)] + [store.set("key", bytes(20_000_000), ttl=None)]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, BackendUnavailableError)
+            assert "0.2 s" in str(error)
+        assert time.monotonic() - started < 5
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_works_again_when_the_server_is_back(start_server: Any, namespace: str) -> None:
+    server = start_server("redis")
+
+    async def work() -> None:
+        store = backend(server.url, namespace, 1000)
+        await store.open()
+        await asyncio.gather(*(store.set(f"k{n}", b"value", ttl=None) for n in range(10)))
+        server.stop(sig=signal.SIGKILL)
+        for _ in range(3):
+            with pytest.raises(BackendUnavailableError, match=f"{server.host}:{server.port}"):
+                await store.get("k1")
+        server.start()
+        assert await store.get("k1") is None
+        await store.set("k1", b"value", ttl=None)
+        assert await account(store) == [1, 7]
+        # A restart that nobody noticed: connections in the pool are dead, and the call goes through.
+        server.stop(sig=signal.SIGKILL)
+        server.start()
+        results = await asyncio.gather(*(store.set(f"k{n}", b"value", ttl=None) for n in range(30)))
+        assert results == [0] * 30
+        assert (await account(store))[0] == 30
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_frozen_server_times_out_and_thaws(start_server: Any, namespace: str) -> None:
+    server = start_server("redis")
+
+    async def work() -> None:
+        store = backend(server.url, namespace, socket_timeout=0.2)
+        await store.open()
+        await store.set("key", b"value", ttl=None)
+        server.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BackendUnavailableError, match=r"did not answer within 0\.2 s"):
+                await store.get("key")
+        finally:
+            server.signal(signal.SIGCONT)
+
+        async def answers() -> bool:
+            try:
+                entry = await store.get("key")
+            except BackendUnavailableError:
+                return False
+            assert entry is not None
+            assert entry.value == b"value"
+            return True
+
+        await until(answers)
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_full_server_refuses_writes_and_keeps_the_account(start_server: Any, namespace: str) -> None:
+    server = start_server("redis", "--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+
+    async def work(store: RedisBackend) -> None:
+        outcomes = await asyncio.gather(
+            *(store.set(f"k{n:04}", os.urandom(20_000), ttl=3600) for n in range(300)), return_exceptions=True
+        )
+        refusals = [outcome for outcome in outcomes if outcome != 0]
+        assert refusals
+        assert all(isinstance(error, BackendUnavailableError) and "maxmemory" in str(error) for error in refusals)
+        stored = outcomes.count(0)
+        assert stored > 10
+        assert await account(store) == [stored, stored * 20_005]
+        # What needs no memory goes on: reading, ending lives, deleting.
+        key = f"k{outcomes.index(0):04}"
+        assert await store.get(key) is not None
+        assert not await store.add(key, bytes(20_000), ttl=None)
+        assert await store.touch(key, ttl=None)
+        assert await store.delete(key)
+        assert await account(store) == [stored - 1, (stored - 1) * 20_005]
+
+    with_backend(backend(server.url, namespace), work)
+
+
+def test_no_reply_goes_to_the_wrong_caller_after_a_cancellation(redis_server: Any, namespace: str) -> None:
+    rng = random.Random(7)
+
+    async def work(store: RedisBackend) -> None:
+        names = [f"k{n}" for n in range(50)]
+        await store.set_many({name: (name.encode() * 200, None) for name in names})
+        wrong = cancelled = answered = 0
+
+        async def read(name: str) -> None:
+            nonlocal wrong, cancelled, answered
+            try:
+                entry = await store.get(name)
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            answered += 1
+            wrong += entry is None or entry.value != name.encode() * 200
+
+        for _ in range(100):
+            tasks = [asyncio.ensure_future(read(rng.choice(names))) for _ in range(40)]
+            for _ in range(rng.randrange(12)):
+                await asyncio.sleep(0)
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.random() * 0.004)
+            for task in rng.sample(tasks, 20):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert wrong == 0
+        assert cancelled > 500
+        assert answered > 1500
+        # No connection was lost on the way either: as many as the pool has can still work at once.
+        assert len(await asyncio.gather(*(store.get(name) for name in names))) == len(names)
+        assert await account(store) == [50, sum(len(name) * 201 for name in names)]
+
+    with_backend(backend(redis_server.url, namespace, socket_timeout=5.0, pool_size=5), work)
+
+
+def test_a_cancelled_write_happened_whole_or_not_at_all(redis_server: Any, namespace: str) -> None:
+    rng = random.Random(3)
+
+    async def work(store: RedisBackend) -> None:
+        for _ in range(60):
+            tasks = [
+                asyncio.ensure_future(store.set(f"k{rng.randrange(9)}", bytes(rng.randrange(400)), ttl=None))
+                for _ in range(10)
+            ]
+            for _ in range(rng.randrange(15)):
+                await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert (await account(store))[1] <= 1500
+
+    with_backend(backend(redis_server.url, namespace, 1500), work)
+
+
+def test_five_hundred_calls_at_once_share_a_few_connections(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        await store.set("key", b"value", ttl=None)
+        before = client.info("clients")["connected_clients"]
+        entries = await asyncio.gather(*(store.get("key") for _ in range(500)))
+        assert {entry and entry.value for entry in entries} == {b"value"}
+        assert client.info("clients")["connected_clients"] - before < 8
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace, pool_size=8, socket_timeout=10.0), work)
+
+
+def test_serves_one_event_loop_after_the_other(redis_server: Any, namespace: str) -> None:
+    store = backend(redis_server.url, namespace)
+    asyncio.run(store.open())
+    asyncio.run(store.set("key", b"value", ttl=None))
+    # The loop of the call before is closed, and nothing of it is left to warn of.
+    for _ in range(3):
+        entry = asyncio.run(store.get("key"))
+        assert entry is not None
+        assert entry.value == b"value"
+    asyncio.run(store.clear())
+    asyncio.run(store.close())
+
+
+def test_serves_event_loops_in_several_threads_at_once(redis_server: Any, namespace: str) -> None:
+    store = backend(redis_server.url, namespace)
+    asyncio.run(store.open())
+    failures: List[BaseException] = []
+
+    async def work(name: str) -> None:
+        for turn in range(50):
+            await store.set(name, str(turn).encode(), ttl=None)
+            entry = await store.get(name)
+            assert entry is not None
+            assert entry.value == str(turn).encode()
+
+    def run(name: str) -> None:
+        try:
+            asyncio.run(work(name))
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(f"k{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    asyncio.run(store.clear())
+    asyncio.run(store.close())
+
+
+def test_speaks_over_a_unix_socket(start_server: Any, namespace: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "redis.sock")
+    start_server("redis", "--unixsocket", path)
+
+    async def work(store: RedisBackend) -> None:
+        assert await store.add("key", b"value", ttl=None)
+        assert path in repr(store)
+
+    with_backend(backend("redis:///2", namespace, socket_path=path), work)
+
+
+@pytest.mark.parametrize("url", ["redis://a,b", "redis://a/name", "redis://a/0/1", "redis://a/-1"])
+def test_a_url_that_names_no_single_server_is_refused(url: str) -> None:
+    with pytest.raises(InvalidURLError):
+        backend(url, "default")
