@@ -29,6 +29,7 @@ from typing_extensions import Literal
 from claude_force_cache import Cache, CacheEntry, CacheError, ConfigurationError
 
 from ._answer import Answer, read_message
+from ._cache_section import MOST_TTL_HOURS
 from ._calls import Caller
 from ._client import Clients, make_client
 from ._definitions import Definitions, LoadedDefinition
@@ -40,7 +41,7 @@ from ._prices import PriceList
 from ._project import Project
 from ._request import Request, RequestTemplate
 from ._result import AgentResult, Totals
-from ._settings import DEFAULT_MODEL, MOST_TTL_HOURS, CacheArgument, Settings
+from ._settings import DEFAULT_MODEL, CacheArgument, Settings
 from ._streaming import as_completed
 from ._tracking import Record, Tracker
 from ._validation import check_max_tokens, check_model, check_number, check_task, check_temperature, check_whole

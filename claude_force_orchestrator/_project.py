@@ -13,7 +13,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple, Union
 from claude_force_cache import Digest, digest
 
 from ._errors import InvalidTaskError, ProjectError, UnknownAgentError
-from ._validation import check_model, is_agent_name
+from ._validation import check_model, is_agent_name, kind_of
 
 __all__ = ["AgentEntry", "Definition", "Project"]
 
@@ -81,10 +81,10 @@ class Project:
         table = _read_json(path)
         listed = table.get("agents")
         if not isinstance(listed, dict):
-            raise ProjectError(f"{path}: 'agents' must be an object of agents by name, not {_kind(listed)}")
+            raise ProjectError(f"{path}: 'agents' must be an object of agents by name, not {kind_of(listed)}")
         cache = table.get("cache")
         if cache is not None and not isinstance(cache, dict):
-            raise ProjectError(f"{path}: 'cache' must be an object, not {_kind(cache)}")
+            raise ProjectError(f"{path}: 'cache' must be an object, not {kind_of(cache)}")
         return cls(path, {name: _read_entry(path, name, entry) for name, entry in listed.items()}, cache or {})
 
     def agent(self, name: str) -> AgentEntry:
@@ -159,7 +159,7 @@ def _read_json(path: Path) -> Dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ProjectError(f"{str(path)!r} cannot be read: {_reason(error)}") from None
     if not isinstance(table, dict):
-        raise ProjectError(f"{str(path)!r} must hold a JSON object, not {_kind(table)}")
+        raise ProjectError(f"{str(path)!r} must hold a JSON object, not {kind_of(table)}")
     return table
 
 
@@ -168,31 +168,18 @@ def _read_entry(path: Path, name: str, entry: object) -> AgentEntry:
     if not is_agent_name(name):
         raise ProjectError(f"{where}: a name consists of letters, digits, - and _")
     if not isinstance(entry, dict):
-        raise ProjectError(f"{where} must be an object with 'file', not {_kind(entry)}")
+        raise ProjectError(f"{where} must be an object with 'file', not {kind_of(entry)}")
     file, contract, model = entry.get("file"), entry.get("contract"), entry.get("model")
     if not isinstance(file, str) or not file:
-        raise ProjectError(f"{where}: 'file' must be the path of its definition, not {_kind(file)}")
+        raise ProjectError(f"{where}: 'file' must be the path of its definition, not {kind_of(file)}")
     if contract is not None and (not isinstance(contract, str) or not contract):
-        raise ProjectError(f"{where}: 'contract' must be a path, not {_kind(contract)}")
+        raise ProjectError(f"{where}: 'contract' must be a path, not {kind_of(contract)}")
     if model is not None:
         try:
             check_model(model)
         except InvalidTaskError as error:
             raise ProjectError(f"{where}: {error}") from None
     return AgentEntry(name, file, contract, model)
-
-
-def _kind(value: object) -> str:
-    """Return what a reader of JSON calls the value."""
-    if value is None:
-        return "null or absent"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "text" if value else "empty text"
-    return "a list" if isinstance(value, list) else "an object"
 
 
 def _reason(error: Exception) -> str:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
-from claude_force_cache import BackendURL, Cache, ConfigurationError, open_cache, resolve_source
+from claude_force_cache import Cache, open_cache
 
 from ._answer import Answer, AnswerCodec
-from ._errors import ConfigError, ProjectError
+from ._cache_section import choose_limit, choose_source, own_options, read_cache_section
+from ._errors import ConfigError
 from ._project import Project
-from ._validation import check_number, check_whole, is_agent_name
+from ._validation import check_number, check_whole
 
-__all__ = ["DEFAULT_BASE_URL", "DEFAULT_MODEL", "MOST_TTL_HOURS", "CacheArgument", "Setting", "Settings"]
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "DEFAULT_MODEL",
+    "CacheArgument",
+    "Setting",
+    "Settings",
+    "check_api_key",
+    "check_base_url",
+]
 
 DEFAULT_MODEL = "claude-haiku-5-5"
 """The model of agents that name none."""
@@ -26,22 +34,10 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 CacheArgument = Union[None, str, Mapping[str, object], Cache[Answer]]
 
 _MEGABYTE = 1024 * 1024
-MOST_TTL_HOURS = 24 * 366 * 100
-_MOST_MEGABYTES = 1024 * 1024 * 1024
 _MOST_SECONDS = 24 * 3600.0
-_KNOWN_CACHE_KEYS = frozenset(
-    {
-        "enabled",
-        "ttl_hours",
-        "max_size_mb",
-        "exclude_agents",
-        "use_integrity_check",
-        "url",
-        "backend",
-        "options",
-    }
-)
-_logger = logging.getLogger("claude_force_orchestrator")
+_MAX_CONCURRENT = 10
+_TIMEOUT_SECONDS = 30.0
+_MAX_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,8 @@ class Setting:
 
     :param name: its name, as the constructor calls it.
     :param value: its value, fit to be shown: secrets are masked.
-    :param origin: ``argument``, the environment variable, ``claude.json`` or ``default``.
+    :param origin: ``argument``, the environment variable, ``claude.json``, ``cache`` for what the cache's own URL
+        or table says, or ``default``.
     """
 
     name: str
@@ -100,9 +97,9 @@ class Settings:
         *,
         api_key: Optional[str] = None,
         base_url: Optional[str] = None,
-        max_concurrent: int = 10,
-        timeout_seconds: float = 30,
-        max_retries: int = 3,
+        max_concurrent: int = _MAX_CONCURRENT,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+        max_retries: int = _MAX_RETRIES,
         enable_cache: Optional[bool] = None,
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
@@ -116,64 +113,66 @@ class Settings:
         :raises ConfigError: if an argument or a variable of the environment cannot be used.
         """
         project = config_path if isinstance(config_path, Project) else Project.load(config_path)
+        section = read_cache_section(project)
         origins: Dict[str, str] = {"project": "argument"}
-        section = _read_section(project)
-
-        origins["api_key"] = "argument"
-        if api_key is None:
-            origins["api_key"] = "ANTHROPIC_API_KEY" if environ.get("ANTHROPIC_API_KEY") else "default"
-            api_key = environ.get("ANTHROPIC_API_KEY") or None
-        check_api_key(api_key)
-
-        origins["base_url"] = "argument"
-        if base_url is None:
-            origins["base_url"] = "ANTHROPIC_BASE_URL" if environ.get("ANTHROPIC_BASE_URL") else "default"
-            base_url = environ.get("ANTHROPIC_BASE_URL") or DEFAULT_BASE_URL
-
-        enable_cache, origins["enable_cache"] = _first(
+        for name, value, default in (
+            ("max_concurrent", max_concurrent, _MAX_CONCURRENT),
+            ("timeout_seconds", timeout_seconds, _TIMEOUT_SECONDS),
+            ("max_retries", max_retries, _MAX_RETRIES),
+            ("enable_tracking", enable_tracking, True),
+        ):
+            origins[name] = "default" if value == default else "argument"
+        key, origins["api_key"] = _first(
+            (api_key, "argument"), (environ.get("ANTHROPIC_API_KEY") or None, "ANTHROPIC_API_KEY")
+        )
+        url, origins["base_url"] = _first(
+            (base_url, "argument"),
+            (environ.get("ANTHROPIC_BASE_URL") or None, "ANTHROPIC_BASE_URL"),
+            (DEFAULT_BASE_URL, "default"),
+        )
+        enabled, origins["enable_cache"] = _first(
             (enable_cache, "argument"), (section.get("enabled"), "claude.json"), (True, "default")
         )
+        for name, value in (("enable_tracking", enable_tracking), ("enable_cache", enabled)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be True or False, not {value!r}")
         made = cache if isinstance(cache, Cache) else None
+        source: Union[str, Mapping[str, object]]
         if made is not None and cache_max_size_mb is not None:
             raise ConfigError("cache_max_size_mb cannot change a Cache that is made already; set max_bytes there")
-        source, origins["cache"] = (
-            _choose_source(None if made else cache, section, project, environ)  # type: ignore[arg-type]  # not a Cache
-            if made is None
-            else ("", "argument")
-        )
-        own = _own_options(source)
-        ttl, origins["cache_ttl_hours"] = _limit(
+        if isinstance(cache, Cache):
+            source, origins["cache"] = cache.url, "argument"
+        else:
+            source, origins["cache"] = choose_source(cache, section, project, environ)
+        # The options of a cache that is made already are its own; those of one to be made may be overridden.
+        own = frozenset(("ttl", "max_bytes")) if made is not None else own_options(source)
+        hours, origins["cache_ttl_hours"] = choose_limit(
             cache_ttl_hours, section, name="cache_ttl_hours", key="ttl_hours", option="ttl", own=own
         )
-        size, origins["cache_max_size_mb"] = _limit(
+        megabytes, origins["cache_max_size_mb"] = choose_limit(
             cache_max_size_mb, section, name="cache_max_size_mb", key="max_size_mb", option="max_bytes", own=own
         )
         options: Dict[str, object] = {}
-        if ttl is not None:
-            options["ttl"] = ttl * 3600
-        if size is not None:
-            options["max_bytes"] = int(size * _MEGABYTE)
-        for name, value in (("enable_tracking", enable_tracking), ("enable_cache", enable_cache)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} must be True or False, not {value!r}")
-        origins.update(
-            dict.fromkeys(("max_concurrent", "timeout_seconds", "max_retries", "enable_tracking"), "argument")
-        )
-        origins["exclude_agents"] = "claude.json" if section.get("exclude_agents") else "default"
+        if hours is not None:
+            options["ttl"] = hours * 3600
+        if megabytes is not None:
+            options["max_bytes"] = int(megabytes * _MEGABYTE)
+        excluded = frozenset(section.get("exclude_agents") or ())
+        origins["exclude_agents"] = "claude.json" if excluded else "default"
         return cls(
             project=project,
-            api_key=api_key,
-            base_url=check_base_url(base_url),
+            api_key=check_api_key(key),
+            base_url=check_base_url(url),
             max_concurrent=check_whole("max_concurrent", max_concurrent, least=1),
             timeout_seconds=check_number("timeout_seconds", timeout_seconds, above=0, most=_MOST_SECONDS),
             max_retries=check_whole("max_retries", max_retries, least=0),
-            enable_cache=enable_cache,
+            enable_cache=enabled,
             enable_tracking=enable_tracking,
             cache=made,
             cache_source=source,
-            cache_options={} if made is not None else options,
-            call_ttl=None if made is None or cache_ttl_hours is None else cache_ttl_hours * 3600,
-            exclude_agents=frozenset(section.get("exclude_agents") or ()),
+            cache_options=options,
+            call_ttl=hours * 3600 if made is not None and hours is not None else None,
+            exclude_agents=excluded,
             origins=origins,
         )
 
@@ -213,21 +212,20 @@ class Settings:
         return tuple(Setting(name, value, self.origins[name]) for name, value in values.items())
 
 
-def check_api_key(api_key: Optional[str]) -> None:
-    """Accept a key that can be sent, and say nothing about one that cannot.
+def check_api_key(api_key: Optional[str]) -> Optional[str]:
+    """Return a key that can be sent, or None for none.
 
     :raises ConfigError: if it is not printable ASCII without blanks: libraries below quote such a key in errors.
     """
-    if api_key is None:
-        return
-    if (
+    if api_key is not None and (
         not isinstance(api_key, str)
-        or not api_key
         or not api_key.isascii()
         or not api_key.isprintable()
+        or not api_key
         or " " in api_key
     ):
-        raise ConfigError("the API key is empty, or holds blanks, line ends or letters no key has; copy it anew")
+        raise ConfigError("api_key is empty, or holds blanks, line ends or letters that no key has; copy it anew")
+    return api_key
 
 
 def check_base_url(base_url: str) -> str:
@@ -237,14 +235,14 @@ def check_base_url(base_url: str) -> str:
     """
     remedy = "expected https://host or http://host:port/path"
     if not isinstance(base_url, str) or not base_url.isprintable() or any(map(str.isspace, base_url)):
-        raise ConfigError(f"the base URL of the API is malformed; {remedy}")
+        raise ConfigError(f"base_url is malformed; {remedy}")
     try:
         parts = urlsplit(base_url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid or parts.query or parts.fragment:
-        raise ConfigError(f"the base URL of the API, {_masked(base_url)!r}, is malformed; {remedy}")
+        raise ConfigError(f"base_url {_masked(base_url)!r} is malformed; {remedy}")
     return base_url.rstrip("/")
 
 
@@ -255,85 +253,5 @@ def _masked(url: str) -> str:
 
 
 def _first(*candidates: Tuple[Any, str]) -> Tuple[Any, str]:
-    return next(candidate for candidate in candidates if candidate[0] is not None)
-
-
-def _read_section(project: Project) -> Mapping[str, Any]:
-    """Return the section ``cache``, its values checked."""
-    section = project.cache
-    where = f"{project.path}: cache"
-    types = {
-        "enabled": bool,
-        "use_integrity_check": bool,
-        "url": str,
-        "backend": str,
-        "options": dict,
-        "exclude_agents": list,
-    }
-    for name, kind in types.items():
-        value = section.get(name)
-        if value is not None and not isinstance(value, kind):
-            words = {bool: "true or false", str: "text", dict: "an object", list: "a list of agents"}
-            raise ProjectError(f"{where}.{name} must be {words[kind]}, not {value!r}")
-    for name, most in (("ttl_hours", MOST_TTL_HOURS), ("max_size_mb", _MOST_MEGABYTES)):
-        if section.get(name) is not None:
-            try:
-                check_number(f"{where}.{name}", section[name], above=0, most=most)
-            except ConfigError as error:
-                raise ProjectError(str(error)) from None
-    for name in section.get("exclude_agents") or ():
-        if not isinstance(name, str) or not is_agent_name(name):
-            raise ProjectError(f"{where}.exclude_agents must list agents by name, which {name!r} is not")
-    if section.get("url") is not None and section.get("backend") is not None:
-        raise ProjectError(f"{where} has both 'url' and 'backend'; keep one")
-    if section.get("options") is not None and section.get("url") is None and section.get("backend") is None:
-        raise ProjectError(f"{where} has 'options' without 'url' or 'backend' that they belong to")
-    unknown = sorted(section.keys() - _KNOWN_CACHE_KEYS)
-    if unknown:
-        _logger.warning("%s has keys without meaning, which are ignored: %s", where, ", ".join(unknown))
-    return section
-
-
-def _choose_source(
-    argument: Union[str, Mapping[str, object], None],
-    section: Mapping[str, Any],
-    project: Project,
-    environ: Mapping[str, str],
-) -> Tuple[Union[str, Mapping[str, object]], str]:
-    """Return the URL or table in force: argument, CLAUDE_CACHE_URL, claude.json, default."""
-    if argument is not None and not isinstance(argument, (str, Mapping)):
-        raise ConfigError(f"cache must be a URL, a table or a Cache, not a {type(argument).__name__}")
-    default: Mapping[str, object] = {"backend": "disk", "options": {"path": str(project.folder / "cache")}}
-    table = {name: section[name] for name in ("url", "backend", "options") if section.get(name) is not None}
-    options = table.get("options")
-    if "backend" in table and options and isinstance(options.get("path"), str) and options["path"][:1] not in {"", "/"}:
-        # Paths in claude.json are relative to it, whatever the current folder is.
-        table["options"] = {**options, "path": str(project.folder / options["path"])}
-    source, origin = resolve_source(argument, table or default, environ)
-    return source, "claude.json" if table and origin == "default" else origin
-
-
-def _own_options(source: Union[str, Mapping[str, object]]) -> FrozenSet[str]:
-    """Return the names of the options that the URL or table sets itself."""
-    if isinstance(source, str):
-        try:
-            return frozenset(BackendURL.parse(source)[1])
-        except ConfigurationError:
-            return frozenset()  # open_cache says what is wrong with it
-    options = source.get("options")
-    names = frozenset(options) if isinstance(options, Mapping) else frozenset()
-    url = source.get("url")
-    return names | (_own_options(url) if isinstance(url, str) else frozenset())
-
-
-def _limit(
-    argument: Any, section: Mapping[str, Any], *, name: str, key: str, option: str, own: FrozenSet[str]
-) -> Tuple[Optional[float], str]:
-    """Return a limit that overrides the cache's own, or None to leave that, and where the one in force is from."""
-    if argument is not None:
-        most = MOST_TTL_HOURS if option == "ttl" else _MOST_MEGABYTES
-        return check_number(name, argument, above=0, most=most), "argument"
-    if option in own:
-        return None, "cache"
-    value = section.get(key)
-    return (None, "default") if value is None else (float(value), "claude.json")
+    """Return the first candidate that has a value, or else nothing by default."""
+    return next((candidate for candidate in candidates if candidate[0] is not None), (None, "default"))

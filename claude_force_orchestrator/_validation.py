@@ -17,6 +17,7 @@ __all__ = [
     "check_temperature",
     "check_whole",
     "is_agent_name",
+    "kind_of",
 ]
 
 MAX_TASK_CHARACTERS = 100_000
@@ -109,3 +110,16 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return value
+
+
+def kind_of(value: object) -> str:
+    """Return what a reader of JSON calls the value."""
+    if value is None:
+        return "null or absent"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "text" if value else "empty text"
+    return "a list" if isinstance(value, list) else "an object"

@@ -104,11 +104,11 @@ def test_the_life_of_entries_in_a_given_cache_can_be_set(make: Any, api: Any) ->
 
     async def main() -> None:
         nonlocal now
-        async with open_cache("memory://", codec=AnswerCodec(), clock=lambda: now) as cache:
-            async with make(cache=cache, cache_ttl_hours=1) as orchestrator:
-                await orchestrator.execute_agent("code-reviewer", "x")
-                now += 3600
-                assert not (await orchestrator.execute_agent("code-reviewer", "x")).metadata.cached
+        cache = open_cache("memory://", codec=AnswerCodec(), clock=lambda: now)
+        async with cache, make(cache=cache, cache_ttl_hours=1) as orchestrator:
+            await orchestrator.execute_agent("code-reviewer", "x")
+            now += 3600
+            assert not (await orchestrator.execute_agent("code-reviewer", "x")).metadata.cached
 
     asyncio.run(main())
 
@@ -168,9 +168,7 @@ def test_importing_and_constructing_does_not_import_the_sdk(config: Path) -> Non
         AsyncAgentOrchestrator(sys.argv[1])
         assert "anthropic" not in sys.modules
     """
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), str(config)], check=True, timeout=60
-    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), str(config)], check=True, timeout=60)
 
 
 def test_executions_are_recorded_even_if_nobody_closes(config: Path, api: Any) -> None:

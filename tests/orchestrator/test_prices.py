@@ -125,6 +125,4 @@ def test_the_apis_own_prompt_cache_is_priced(run: Any, api: Any) -> None:
     api.default = api.reply(api.message(model="claude-sonnet-5", usage=usage))
     result = run(lambda it: it.execute_agent("code-reviewer", "x"))
     assert result.metadata.input_tokens == 1510
-    assert result.metadata.estimated_cost == pytest.approx(
-        (10 * 2 + 20 * 10 + 1000 * 0.20 + 200 * 2.5 + 300 * 4) / 1e6
-    )
+    assert result.metadata.estimated_cost == pytest.approx((10 * 2 + 20 * 10 + 1000 * 0.20 + 200 * 2.5 + 300 * 4) / 1e6)

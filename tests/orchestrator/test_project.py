@@ -99,9 +99,7 @@ def test_a_file_outside_the_project_is_not_read(tmp_path: Path, file: str) -> No
 
 
 @pytest.mark.parametrize(("folder", "inside"), [(".claude", True), ("config", False)])
-def test_the_project_is_the_parent_of_a_folder_called_claude_only(
-    tmp_path: Path, folder: str, inside: bool
-) -> None:
+def test_the_project_is_the_parent_of_a_folder_called_claude_only(tmp_path: Path, folder: str, inside: bool) -> None:
     project = _agent(tmp_path, {"file": "../shared.md"}, folder=folder)
     (tmp_path / "p" / "shared.md").write_text("shared")
     if inside:

@@ -12,7 +12,9 @@ from claude_force_orchestrator import AsyncAgentOrchestrator, ConfigError, Proje
 
 
 def _shown(config: Path, **arguments: Any) -> Dict[str, Any]:
-    return {setting.name: (setting.value, setting.origin) for setting in Settings.resolve(config, **arguments).describe()}
+    return {
+        setting.name: (setting.value, setting.origin) for setting in Settings.resolve(config, **arguments).describe()
+    }
 
 
 def test_defaults_are_shown_with_their_origin(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +75,7 @@ def test_the_keys_of_the_old_system_are_honoured(config: Path, edit: Any) -> Non
     assert _shown(config, cache_ttl_hours=3)["cache_ttl_hours"] == (3, "argument")
 
 
-def test_old_keys_hold_beside_the_new_ones_and_the_caches_own_options_come_before_them(
-    config: Path, edit: Any
-) -> None:
+def test_old_keys_hold_beside_the_new_ones_and_the_caches_own_options_come_before_them(config: Path, edit: Any) -> None:
     edit(cache={"backend": "memory", "options": {"ttl": "30m"}, "ttl_hours": 2, "max_size_mb": 5})
     shown = _shown(config)
     assert shown["cache_ttl_hours"] == (0.5, "cache")
