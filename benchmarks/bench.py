@@ -1,0 +1,147 @@
+"""What the cases share: a folder, servers, caches of ours on every backend, and the list of cases."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, Callable, Coroutine, Dict, List, NamedTuple, Optional, TypeVar
+
+from claude_force_cache import (
+    Backend,
+    BackendSettings,
+    BackendURL,
+    Cache,
+    CacheError,
+    SyncBackend,
+    load_backend,
+    open_cache,
+)
+
+from .measuring import Section
+from .payloads import noise
+from .servers import PROGRAMS, Servers
+
+__all__ = ["CASES", "STORES", "Bench", "Case", "case", "key"]
+
+T = TypeVar("T")
+Run = Callable[["Bench"], Coroutine[Any, Any, Section]]
+
+STORES = ("memory", "disk", "redis", "memcached")
+SECRET = "a secret for measurements only"
+_NAMESPACE = "default"
+_FILL_BATCH = 500
+
+
+class Case(NamedTuple):
+    """Something to measure: the name on the command line, the heading in the report, and what does it."""
+
+    name: str
+    title: str
+    run: Run
+
+
+CASES: Dict[str, Case] = {}
+
+
+def case(name: str, title: str) -> Callable[[Run], Run]:
+    """Enter the decorated function, which returns a section of the report, into the list of cases."""
+
+    def enter(run: Run) -> Run:
+        CASES[name] = Case(name, title, run)
+        return run
+
+    return enter
+
+
+def key(index: int) -> List[object]:
+    """Return a cache key shaped like an orchestrator's: some fixed bytes and a task of 600 characters."""
+    return [b"\x17" * 32, f"{index:08d} " + "Review this function. " * 27]
+
+
+class Bench:
+    """One run.
+
+    :param folder: an empty folder for everything that is written.
+    :param quick: whether to take fewer rounds and smaller stores.
+    :param say: told what is being measured.
+    """
+
+    def __init__(self, folder: Path, *, quick: bool, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.quick = quick
+        self.say = say
+        self.servers = Servers(folder)
+        self._numbers = itertools.count()
+
+    def pick(self, quick: T, full: T) -> T:
+        """Return the first in a quick run, the second in a full one."""
+        return quick if self.quick else full
+
+    def missing(self, store: str) -> Optional[str]:
+        """Return why nothing can be measured on this store, or None."""
+        if store in PROGRAMS and self.servers.program(store) is None:
+            return f"{store}: not measured: {PROGRAMS[store]} is not installed"
+        try:
+            plugin = load_backend(store)
+        except CacheError as error:
+            return f"{store}: not measured: {error}"
+        return None if plugin.client_installed else f"{store}: not measured: {plugin.client} is not installed"
+
+    def new_url(self, store: str) -> str:
+        """Return the URL of an empty cache on this store. Starts the server, if it needs one."""
+        number = next(self._numbers)
+        if store == "disk":
+            return f"disk://{self.folder}/disk-{number}"
+        if store == "memory":
+            return "memory://"
+        return f"{store}://127.0.0.1:{self.servers.port(store)}?namespace=bench-{number}"
+
+    def cache(self, url: str, **options: object) -> Cache[Any]:
+        """Return a cache with this run's secret. Stores have the time that a busy machine may need."""
+        settings: Dict[str, Any] = {"timeout": 30, **options}
+        return open_cache(url, secrets=SECRET, **settings)
+
+    async def entry_size(self, value: object) -> int:
+        """Return the size of an entry that holds ``value``, in bytes; it is the same on every backend."""
+        async with self.cache("memory://") as cache:
+            await cache.set(key(0), value)
+            return (await cache.usage()).bytes
+
+    async def fill(self, url: str, *, entries: int, size: int) -> int:
+        """Put entries of ``size`` bytes, key included, into the empty cache at ``url``, and return their sum in bytes.
+
+        They go directly into the backend, many at a time, and nobody can open them: what is measured later is how a
+        store behaves that holds so much.
+        """
+        backend = _backend(url)
+        items = {f"{index:064x}": (noise(size - 64), 86400.0) for index in range(entries)}
+        names = list(items)
+        await _maybe(backend.open())
+        try:
+            for start in range(0, entries, _FILL_BATCH):
+                await _maybe(backend.set_many({name: items[name] for name in names[start : start + _FILL_BATCH]}))
+            usage = await _maybe(backend.usage())
+        finally:
+            await _maybe(backend.close())
+        if usage.entries != entries:
+            raise RuntimeError(f"{entries} entries were stored, and {usage.entries} are there")
+        return int(usage.bytes)
+
+
+def _backend(url: str) -> Any:
+    parts, query = BackendURL.parse(url)
+    plugin = load_backend(parts.scheme)
+    made = plugin.create(
+        BackendSettings(
+            url=parts,
+            namespace=query.get("namespace", _NAMESPACE),
+            options={option.name: option.default for option in plugin.options},
+        )
+    )
+    assert isinstance(made, (Backend, SyncBackend))
+    return made
+
+
+async def _maybe(result: Any) -> Any:
+    """Return what a verb returns, of a blocking backend or of the other kind."""
+    return await result if hasattr(result, "__await__") else result

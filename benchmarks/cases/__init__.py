@@ -1,0 +1,7 @@
+"""The cases: each module enters its own into the list when it is imported."""
+
+from __future__ import annotations
+
+from . import executions, limits, lookups, opening, stalls
+
+__all__ = ["executions", "limits", "lookups", "opening", "stalls"]

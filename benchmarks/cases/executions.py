@@ -1,0 +1,116 @@
+"""A cached ``execute_agent``: what somebody who repeats a task waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from claude_force_orchestrator import AsyncAgentOrchestrator
+
+from ..bench import Bench, case
+from ..measuring import Contender, Section, Series, Target, compare, interleave
+from ..messages_api import MessagesAPI
+from ..payloads import text
+
+_LENGTHS = {"2 KB": 2_000, "20 KB": 20_000}
+_STORES = {
+    "memory://, verified each time": "memory://",
+    "memory://, in-process tier": "memory://?tier_bytes=16MiB",
+    "disk://, in-process tier": "disk",
+}
+_TRACKING = {"tracking off": False, "tracking on": True}
+_FLOOR = "await an empty coroutine"
+_TASKS = 64
+_LIMIT_US = 30.0
+_LIMIT_GROWTH = 1.25
+_TRACKING_SECONDS = 0.15
+"""How long the tracker needs at most to write what a turn left to it: it gathers for a twentieth of a second."""
+
+
+@case("executions", "A cached execution")
+async def executions(bench: Bench) -> Section:
+    tasks = [f"Task {index}: review what follows. {text(str(index), 600)}" for index in range(_TASKS)]
+    prepared = dict.fromkeys(tasks, object())
+
+    async def nothing(_: int) -> None:
+        return
+
+    async def lookup(index: int) -> object:
+        return prepared[tasks[index % _TASKS]]
+
+    contenders = [Contender(_FLOOR, nothing), Contender("look up a prepared result in a dict", lookup)]
+    names: Dict[Tuple[str, str, str], str] = {}
+    async with AsyncExitStack() as stack:
+        api = stack.enter_context(MessagesAPI())
+        orchestrators = []
+        for size, length in _LENGTHS.items():
+            for store, url in _STORES.items():
+                for tracking, tracked in _TRACKING.items():
+                    name = names[size, store, tracking] = f"{size}, {store}, {tracking}"
+                    orchestrator = AsyncAgentOrchestrator(
+                        _project(bench.folder / f"project-{len(contenders)}"),
+                        "no-key-needed",
+                        base_url=api.base_url(length),
+                        cache=bench.new_url(url) if url == "disk" else url,
+                        enable_tracking=tracked,
+                    )
+                    orchestrators.append(await stack.enter_async_context(orchestrator))
+                    await _fill(orchestrator, tasks, length)
+                    contenders.append(_contender(name, orchestrator, tasks, tracked=tracked))
+        series = await interleave(contenders, rounds=bench.pick(8, 40), operations=bench.pick(200, 500))
+        if any(orchestrator.totals.calls != _TASKS for orchestrator in orchestrators):
+            raise RuntimeError("what was measured were not hits: the API was called")
+    return Section(
+        about=(
+            f"`execute_agent` over {_TASKS} tasks of 600 characters in turn, each answered before through the SDK by a "
+            "local server, at the default settings but for what the name says. With tracking on, a thread writes the "
+            "lines meanwhile. The ratio is to the floor."
+        ),
+        rows=compare(series, to=_FLOOR),
+        targets=_targets(series, names),
+    )
+
+
+def _contender(name: str, orchestrator: AsyncAgentOrchestrator, tasks: List[str], *, tracked: bool) -> Contender:
+    async def run(index: int) -> object:
+        return await orchestrator.execute_agent("reviewer", tasks[index % _TASKS])
+
+    async def settle() -> None:
+        await asyncio.sleep(_TRACKING_SECONDS)
+
+    return Contender(name, run, settle if tracked else None)
+
+
+def _project(folder: Path) -> Path:
+    settings = folder / ".claude"
+    (settings / "agents").mkdir(parents=True)
+    (settings / "agents" / "reviewer.md").write_text(f"# Reviewer\n\n{text('reviewer', 4_000)}\n", encoding="utf-8")
+    table = {"agents": {"reviewer": {"file": "agents/reviewer.md"}}}
+    (settings / "claude.json").write_text(json.dumps(table), encoding="utf-8")
+    return settings / "claude.json"
+
+
+async def _fill(orchestrator: AsyncAgentOrchestrator, tasks: List[str], length: int) -> None:
+    pairs: List[Any] = [("reviewer", task) for task in tasks]
+    for cached in (False, True):
+        for result in await orchestrator.execute_multiple(pairs):
+            if not result.success or len(result.output) != length or result.metadata.cached is not cached:
+                raise RuntimeError(f"not the answer that was expected: {result.errors or result.metadata}")
+
+
+def _targets(series: Dict[str, Series], names: Dict[Tuple[str, str, str], str]) -> List[Target]:
+    in_tier = [(store, tracking) for store in _STORES if "tier" in store for tracking in _TRACKING]
+    targets = []
+    for size in _LENGTHS:
+        for store, tracking in in_tier:
+            median = series[names[size, store, tracking]].median * 1e6
+            text_ = f"cached execution below {_LIMIT_US:.0f} us: {names[size, store, tracking]}"
+            targets.append(Target(text_, f"{median:.1f} us", median < _LIMIT_US))
+    for store, tracking in in_tier:
+        small, large = (series[names[size, store, tracking]].median for size in _LENGTHS)
+        text_ = f"20 KB within {_LIMIT_GROWTH} times 2 KB: {store}, {tracking}"
+        targets.append(Target(text_, f"{large / small:.2f} times", large <= _LIMIT_GROWTH * small))
+    return targets

@@ -1,0 +1,151 @@
+"""The event loop's longest stall: what everything else in the program waits for while the cache works."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any, Awaitable, Callable, Dict, List
+
+from claude_force_cache import Cache
+
+from ..bench import STORES, Bench, case, key
+from ..measuring import Column, Section, Target, percentile
+from ..payloads import value
+
+_TICK = 0.001
+_WRITERS = 8
+_LENGTH = 2_000
+_LIMIT_MS = 10.0
+_IDLE = "floor: nothing but the ticker"
+_HOPS = "floor: an empty function in a thread"
+
+Load = Callable[[int], Awaitable[object]]
+
+
+@case("stalls", "Stalls of the event loop")
+async def stalls(bench: Bench) -> Section:
+    writes = bench.pick(2_000, 10_000)
+    section = Section(
+        about=(
+            f"A task sleeps for a millisecond, again and again, and notes how late it is woken, while {_WRITERS} "
+            f"others write {writes:,} entries of 2 KB into a full cache, so that as many are evicted. The worst of "
+            "all rounds, and the median over rounds of each one's worst. The floors say what the machine itself adds."
+        ),
+        label="load",
+        columns=(
+            Column("worst_ms", "worst ms", 2),
+            Column("median_worst_ms", "median worst ms", 2),
+            Column("p99_ms", "p99 ms", 2),
+            Column("writes_per_s", "writes/s", 0),
+            Column("evicted", "evicted"),
+        ),
+    )
+    values = [value(f"stall {index}", _LENGTH) for index in range(64)]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        loop = asyncio.get_running_loop()
+        loads: Dict[str, Load] = {_HOPS: lambda _: loop.run_in_executor(pool, int)}
+        caches: Dict[str, Cache[Any]] = {}
+        for store in STORES:
+            reason = bench.missing(store)
+            if reason is not None:
+                section.missing.append(reason)
+                continue
+            caches[store] = cache = await _full_cache(bench, store, writes, values, stack)
+            loads[store] = _writing(cache, values)
+        rounds = await _rounds(loads, bench.pick(2, 7), writes)
+        evicted = {store: cache.stats().evictions for store, cache in caches.items()}
+    for name, lates in rounds.items():
+        worsts = [max(late) for late, _ in lates]
+        section.rows.append(
+            {
+                "name": name,
+                "worst_ms": max(worsts) * 1e3,
+                "median_worst_ms": statistics.median(worsts) * 1e3,
+                "p99_ms": percentile([one for late, _ in lates for one in late], 0.99) * 1e3,
+                "writes_per_s": None if name == _IDLE else writes / statistics.median([took for _, took in lates]),
+                "evicted": evicted.get(name),
+            }
+        )
+    section.targets = [_target(row, section.rows, writes) for row in section.rows if row["name"] in caches]
+    return section
+
+
+def _target(row: Dict[str, Any], rows: List[Dict[str, Any]], writes: int) -> Target:
+    floors = max(other["worst_ms"] for other in rows if other["name"] in {_IDLE, _HOPS})
+    return Target(
+        f"no stall over {_LIMIT_MS:.0f} ms while {writes:,} entries are written and evicted: {row['name']}",
+        f"{row['worst_ms']:.1f} ms (median of rounds {row['median_worst_ms']:.1f}, floors {floors:.1f})",
+        bool(row["worst_ms"] <= _LIMIT_MS),
+    )
+
+
+async def _full_cache(bench: Bench, store: str, writes: int, values: List[Any], stack: AsyncExitStack) -> Cache[Any]:
+    url = bench.new_url(store)
+    size = await bench.entry_size(values[0])
+    if store != "memory":
+        await bench.fill(url, entries=writes, size=size)
+    full: Cache[Any] = await stack.enter_async_context(bench.cache(url, max_bytes=writes * size))
+    if store == "memory":
+        for index in range(writes):
+            await full.set(key(-1 - index), values[index % 64])
+    return full
+
+
+def _writing(cache: Cache[Any], values: List[Any]) -> Load:
+    async def write(index: int) -> None:
+        await cache.set(key(index), values[index % 64])
+        # A memory cache has nothing to wait for, and a loop that never waits would be the stall.
+        await asyncio.sleep(0)
+
+    return write
+
+
+async def _rounds(loads: Dict[str, Load], rounds: int, writes: int) -> Dict[str, Any]:
+    """Return for each load, and for none, a pair for each round: how late each tick was, and how long it took."""
+    found: Dict[str, Any] = {_IDLE: []}
+    for number in range(rounds):
+        longest = 1.0
+        for name, load in loads.items():
+            gc.collect()
+            begin = time.perf_counter()
+            late = await _lateness(_spread(load, number * writes, writes))
+            took = time.perf_counter() - begin
+            longest = max(longest, took)
+            found.setdefault(name, []).append((late, took))
+        # As long as the longest of the others: a longer look finds more.
+        found[_IDLE].append((await _lateness(asyncio.sleep(longest)), longest))
+    return found
+
+
+async def _spread(load: Load, first: int, count: int) -> None:
+    async def worker(start: int) -> None:
+        for index in range(first + start, first + count, _WRITERS):
+            await load(index)
+
+    await asyncio.gather(*[worker(start) for start in range(_WRITERS)])
+
+
+async def _lateness(work: Awaitable[object]) -> List[float]:
+    """Return by how many seconds each tick was late while ``work`` ran."""
+    late: List[float] = []
+
+    async def tick() -> None:
+        while True:
+            due = time.perf_counter() + _TICK
+            await asyncio.sleep(_TICK)
+            late.append(max(0.0, time.perf_counter() - due))
+
+    ticker = asyncio.ensure_future(tick())
+    try:
+        await work
+        # One more tick, so that a stall at the very end is seen too.
+        await asyncio.sleep(2 * _TICK)
+    finally:
+        ticker.cancel()
+        await asyncio.gather(ticker, return_exceptions=True)
+    return late
