@@ -82,7 +82,7 @@ class ServerProcess:
             base = f"--port {port} --bind {self.host} --daemonize no --appendonly no --dir {self.folder}"
             return [*base.split(), "--save", ""]
         # A listing of all items walks the hash table, so a small one makes the tests quick.
-        base = f"-l {self.host} -p {port} -U 0 -o hashpower=12"
+        base = f"-l {self.host} -p {port} -U 0 -o hashpower=13"
         return [*base.split(), "-u", pwd.getpwuid(os.geteuid()).pw_name]
 
     def _answers(self, port: int) -> bool:
