@@ -9,37 +9,41 @@
 
 from __future__ import annotations
 
-from ._answer import Answer, AnswerCodec
-from ._errors import (
-    AnswerError,
-    AuthenticationError,
-    BadRequestError,
-    CallError,
-    CallTimeoutError,
-    ConfigError,
-    ConnectionFailedError,
-    EmptyAnswerError,
-    IncompleteAnswerError,
-    InternalError,
-    InvalidAnswerError,
-    InvalidTaskError,
-    NotCachedError,
-    OrchestratorError,
-    OverloadedError,
-    PermissionDeniedError,
-    ProjectError,
-    RateLimitError,
-    RefusedError,
-    ServerError,
-    SpendLimitError,
-    UnknownAgentError,
-)
-from ._orchestrator import AgentTask, AsyncAgentOrchestrator, CacheMode
-from ._prices import Price, PriceList, Tariff
-from ._project import AgentEntry, Definition, Project
-from ._result import AgentResult, ExecutionMetadata, Totals
-from ._settings import DEFAULT_BASE_URL, DEFAULT_MODEL, Setting, Settings
-from ._validation import MAX_TASK_CHARACTERS
+from importlib import import_module
+from typing import TYPE_CHECKING, List
+
+if TYPE_CHECKING:
+    from ._answer import Answer, AnswerCodec
+    from ._errors import (
+        AnswerError,
+        AuthenticationError,
+        BadRequestError,
+        CallError,
+        CallTimeoutError,
+        ConfigError,
+        ConnectionFailedError,
+        EmptyAnswerError,
+        IncompleteAnswerError,
+        InternalError,
+        InvalidAnswerError,
+        InvalidTaskError,
+        NotCachedError,
+        OrchestratorError,
+        OverloadedError,
+        PermissionDeniedError,
+        ProjectError,
+        RateLimitError,
+        RefusedError,
+        ServerError,
+        SpendLimitError,
+        UnknownAgentError,
+    )
+    from ._orchestrator import AgentTask, AsyncAgentOrchestrator, CacheMode
+    from ._prices import Price, PriceList, Tariff
+    from ._project import AgentEntry, Definition, Project
+    from ._result import AgentResult, ExecutionMetadata, Totals
+    from ._settings import DEFAULT_BASE_URL, DEFAULT_MODEL, Setting, Settings
+    from ._validation import MAX_TASK_CHARACTERS
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -84,3 +88,29 @@ __all__ = [
     "Totals",
     "UnknownAgentError",
 ]
+
+# The modules that define the public names, the lightest first. They are imported when a name of theirs is
+# asked for: `claude-force --help` needs none of them, and is not to wait half a second for them.
+_MODULES = (
+    "_errors",
+    "_validation",
+    "_result",
+    "_answer",
+    "_prices",
+    "_project",
+    "_settings",
+    "_orchestrator",
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{module}" for module in _MODULES)):
+            if name in module.__all__:
+                value = globals()[name] = getattr(module, name)
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})
