@@ -1,7 +1,6 @@
 """``claude-force map``: one agent over a file of tasks, results as they come."""
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
-import asyncio
 import json
 import os
 import stat
@@ -32,6 +31,8 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .._orchestrator import AsyncAgentOrchestrator
     from ._lines import Line
 
@@ -103,6 +104,8 @@ class _Batch:
 
     async def run(self, source: int, target: int, advance: Callable[[], None]) -> None:
         """Execute every line of ``source`` and write a line for each to ``target``, in the order of completion."""
+        import asyncio
+
         from ._lines import LineWriter, read_lines
 
         under_way: Set[asyncio.Task[None]] = set()
@@ -158,6 +161,8 @@ class _Batch:
 
 
 async def _first(under_way: "Set[asyncio.Task[None]]") -> None:
+    import asyncio
+
     done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         under_way.discard(task)
