@@ -88,13 +88,12 @@ class Bench:
         return None if plugin.client_installed else f"{store}: not measured: {plugin.client} is not installed"
 
     def new_url(self, store: str) -> str:
-        """Return the URL of an empty cache on this store. Starts the server, if it needs one."""
-        number = next(self._numbers)
+        """Return the URL of an empty cache on this store, on a server of its own if it needs one."""
         if store == "disk":
-            return f"disk://{self.folder}/disk-{number}"
+            return f"disk://{self.folder}/disk-{next(self._numbers)}"
         if store == "memory":
             return "memory://"
-        return f"{store}://127.0.0.1:{self.servers.port(store)}?namespace=bench-{number}"
+        return f"{store}://127.0.0.1:{self.servers.start(store)}"
 
     def cache(self, url: str, **options: object) -> Cache[Any]:
         """Return a cache with this run's secret. Stores have the time that a busy machine may need."""
@@ -114,7 +113,8 @@ class Bench:
         store behaves that holds so much.
         """
         backend = _backend(url)
-        items = {f"{index:064x}": (noise(size - 64), 86400.0) for index in range(entries)}
+        data = noise(size - 64)
+        items = {f"{index:064x}": (data, 86400.0) for index in range(entries)}
         names = list(items)
         await _maybe(backend.open())
         try:

@@ -40,8 +40,8 @@ class Series:
 
     @property
     def mean(self) -> float:
-        """The median over rounds of each round's mean: what one operation costs, rare slow ones included."""
-        return statistics.median([statistics.fmean(timings) for timings in self.rounds])
+        """The mean over all operations of all rounds: what one costs, the rare ones that do work for many included."""
+        return statistics.fmean([timing for timings in self.rounds for timing in timings])
 
     @property
     def p99(self) -> float:
@@ -59,17 +59,16 @@ async def interleave(contenders: Sequence[Contender], *, rounds: int, operations
     """Return the timings of ``rounds`` turns of ``operations`` operations for each contender.
 
     The turns go A B C, A B C, so that a slow minute of the machine is everybody's. A first round is not counted. The
-    garbage collector runs as it does in any program, after a collection before each turn, so that nobody pays for
-    another's garbage.
+    garbage collector runs as it does in any program; each round begins with a collection.
     """
     series = {contender.name: Series() for contender in contenders}
     clock = time.perf_counter
     for number in range(rounds + 1):
+        gc.collect()
         for contender in contenders:
             run = contender.run
             first = number * operations
             timings = []
-            gc.collect()
             for index in range(first, first + operations):
                 begin = clock()
                 await run(index)

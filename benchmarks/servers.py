@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import List, Optional
 
 __all__ = ["PROGRAMS", "Servers"]
 
@@ -19,7 +19,7 @@ _START_SECONDS = 20.0
 
 
 class Servers:
-    """Servers that are started when they are first needed, and ended by :meth:`close`.
+    """Servers, a fresh one for each use, so that nobody's figures depend on what others stored. :meth:`close` ends all.
 
     :param folder: an existing folder for what they write.
     """
@@ -27,21 +27,11 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: List[subprocess.Popen[bytes]] = []
-        self._ports: Dict[str, int] = {}
 
     @staticmethod
     def program(kind: str) -> Optional[str]:
         """Return the path of the server's program, or None if it is not installed."""
         return shutil.which(PROGRAMS[kind])
-
-    def port(self, kind: str) -> int:
-        """Return the port of the server of this kind, started if need be.
-
-        :raises RuntimeError: if it does not start.
-        """
-        if kind not in self._ports:
-            self._ports[kind] = self._start(kind)
-        return self._ports[kind]
 
     def close(self) -> None:
         """End the servers."""
@@ -50,7 +40,11 @@ class Servers:
         for process in self._processes:
             process.wait()
 
-    def _start(self, kind: str) -> int:
+    def start(self, kind: str) -> int:
+        """Return the port of a new and empty server.
+
+        :raises RuntimeError: if it does not start.
+        """
         # Somebody else may take a free port between the look and the start.
         for _ in range(5):
             port = _free_port()

@@ -23,7 +23,6 @@ _STORES = {
 }
 _TRACKING = {"tracking off": False, "tracking on": True}
 _FLOOR = "await an empty coroutine"
-_TASKS = 64
 _LIMIT_US = 30.0
 _LIMIT_GROWTH = 1.25
 _TRACKING_SECONDS = 0.15
@@ -32,14 +31,15 @@ _TRACKING_SECONDS = 0.15
 
 @case("executions", "A cached execution")
 async def executions(bench: Bench) -> Section:
-    tasks = [f"Task {index}: review what follows. {text(str(index), 600)}" for index in range(_TASKS)]
+    count = bench.pick(16, 64)
+    tasks = [f"Task {index}: review what follows. {text(str(index), 600)}" for index in range(count)]
     prepared = dict.fromkeys(tasks, object())
 
     async def nothing(_: int) -> None:
         return
 
     async def lookup(index: int) -> object:
-        return prepared[tasks[index % _TASKS]]
+        return prepared[tasks[index % len(tasks)]]
 
     contenders = [Contender(_FLOOR, nothing), Contender("look up a prepared result in a dict", lookup)]
     names: Dict[Tuple[str, str, str], str] = {}
@@ -61,11 +61,11 @@ async def executions(bench: Bench) -> Section:
                     await _fill(orchestrator, tasks, length)
                     contenders.append(_contender(name, orchestrator, tasks, tracked=tracked))
         series = await interleave(contenders, rounds=bench.pick(8, 40), operations=bench.pick(200, 500))
-        if any(orchestrator.totals.calls != _TASKS for orchestrator in orchestrators):
+        if any(orchestrator.totals.calls != count for orchestrator in orchestrators):
             raise RuntimeError("what was measured were not hits: the API was called")
     return Section(
         about=(
-            f"`execute_agent` over {_TASKS} tasks of 600 characters in turn, each answered before through the SDK by a "
+            f"`execute_agent` over {count} tasks of 600 characters in turn, each answered before through the SDK by a "
             "local server, at the default settings but for what the name says. With tracking on, a thread writes the "
             "lines meanwhile. The ratio is to the floor."
         ),
@@ -76,7 +76,7 @@ async def executions(bench: Bench) -> Section:
 
 def _contender(name: str, orchestrator: AsyncAgentOrchestrator, tasks: List[str], *, tracked: bool) -> Contender:
     async def run(index: int) -> object:
-        return await orchestrator.execute_agent("reviewer", tasks[index % _TASKS])
+        return await orchestrator.execute_agent("reviewer", tasks[index % len(tasks)])
 
     async def settle() -> None:
         await asyncio.sleep(_TRACKING_SECONDS)

@@ -55,7 +55,7 @@ async def _diskcache(bench: Bench, stack: AsyncExitStack, encoded: Encoded) -> D
 async def _redis(bench: Bench, stack: AsyncExitStack, encoded: Encoded) -> Dict[str, Read]:
     from redis.asyncio import Redis
 
-    raw = Redis(host="127.0.0.1", port=bench.servers.port("redis"))
+    raw = Redis(host="127.0.0.1", port=bench.servers.start("redis"))
     stack.push_async_callback(raw.aclose)
     for index, data in enumerate(encoded):
         await raw.set(f"raw:{index:064x}", data)
@@ -70,7 +70,7 @@ async def _memcached(bench: Bench, stack: AsyncExitStack, encoded: Encoded) -> D
     from pymemcache import PooledClient
 
     loop = asyncio.get_running_loop()
-    raw = PooledClient(("127.0.0.1", bench.servers.port("memcached")), max_pool_size=4)
+    raw = PooledClient(("127.0.0.1", bench.servers.start("memcached")), max_pool_size=4)
     stack.callback(raw.close)
     for index, data in enumerate(encoded):
         raw.set(f"raw:{index:064x}", data, noreply=False)

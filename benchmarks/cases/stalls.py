@@ -28,7 +28,7 @@ Load = Callable[[int], Awaitable[object]]
 
 @case("stalls", "Stalls of the event loop")
 async def stalls(bench: Bench) -> Section:
-    writes = bench.pick(2_000, 10_000)
+    writes = bench.pick(1_000, 10_000)
     section = Section(
         about=(
             f"A task sleeps for a millisecond, again and again, and notes how late it is woken, while {_WRITERS} "
