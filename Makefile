@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test lint format types contracts bench oldest newest wheel-check clean
+.PHONY: help install servers demo test lint format reference types contracts bench oldest newest wheel-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,13 +32,17 @@ newest: install servers ## the suite on the newest (ARGS=)
 oldest newest:
 	@scripts/suite-on $@ $(PYTEST) $(ARGS)
 
-lint: install ## style: ruff, linter and formatter
+lint: install ## style: ruff, linter and formatter; and whether the reference pages are up to date
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/python scripts/generate_reference.py --check
 
 format: install ## bring the code into the formatter's form
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
+
+reference: install ## write the pages of docs/reference/ that are made from docstrings
+	@$(BIN)/python scripts/generate_reference.py
 
 types: install ## mypy, strict
 	@$(BIN)/mypy

@@ -65,6 +65,9 @@ def _effort(entry: Entry) -> int:
 class _Default:
     """The type of the default of ``ttl`` arguments, since None means "for ever"."""
 
+    def __repr__(self) -> str:
+        return "<the cache's>"
+
 
 _DEFAULT = _Default()
 TTL = Union[None, float, _Default]
