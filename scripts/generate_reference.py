@@ -176,7 +176,8 @@ def definitions(lines: List[str]) -> str:
 def settings() -> Iterator[str]:
     """Return the tables of options."""
     yield "## Options of every cache\n"
-    yield "In the query of a URL, in `options` of a table, or as arguments of `open_cache`; see also [environment and claude.json](environment.md).\n"
+    yield "In the query of a URL, in `options` of a table, or as arguments of `open_cache`."
+    yield "See also [environment and claude.json](environment.md).\n"
     yield table(CORE_OPTIONS)
     for info in list_backends():
         if info.distribution != OURS:
