@@ -22,7 +22,7 @@ from typing import Any, Dict, Hashable, Iterator, Optional, Tuple
 
 import diskcache
 import pytest
-from accounting import AccountingTests
+from accounting import AccountingTests, ManualClock
 
 from claude_force_backends import disk
 from claude_force_backends._disk_folder import MARKER
@@ -273,6 +273,30 @@ def test_keeps_the_order_of_more_uses_than_it_remembers(folder: Path, monkeypatc
             assert len(backend._uses) <= 4
         assert backend.set("big", bytes(197), ttl=None) == 20
         assert {info.key for info in backend.scan()} == {*(f"k{n:02}" for n in range(10)), "big"}
+
+
+def test_keeps_what_it_just_wrote_though_another_clock_is_ahead(folder: Path) -> None:
+    with opened(folder, max_bytes=30, clock=ManualClock(1000.0)) as backend:
+        with opened(folder, clock=ManualClock(9000.0)) as ahead:
+            for n in range(3):
+                ahead.set(f"k{n}", bytes(8), ttl=None)
+        assert backend.set("new", bytes(7), ttl=None) == 1
+        assert {info.key for info in backend.scan()} == {"k1", "k2", "new"}
+
+
+def test_a_use_that_waits_is_no_newer_than_a_later_write(folder: Path) -> None:
+    clock = ManualClock()
+    with opened(folder, clock=clock) as reader, opened(folder, max_bytes=30, clock=clock) as writer:
+        writer.set("k0", bytes(8), ttl=None)
+        reader.get("k0")
+        clock.advance(1)
+        writer.set("k1", bytes(8), ttl=None)
+        clock.advance(1)
+        writer.set("k0", bytes(8), ttl=None)
+        reader.close()
+        writer.set("k2", bytes(8), ttl=None)
+        assert writer.set("k3", bytes(8), ttl=None) == 1
+        assert {info.key for info in writer.scan()} == {"k0", "k2", "k3"}
 
 
 def test_reads_write_nothing(folder: Path) -> None:

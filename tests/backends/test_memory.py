@@ -97,6 +97,21 @@ def test_clears_expired_entries_away_without_being_asked_for_the_account() -> No
     assert len(backend._records) == 1
 
 
+def test_evicts_no_living_entry_while_any_number_of_expired_ones_is_left() -> None:
+    clock = ManualClock()
+    backend = opened(max_bytes=1000, clock=clock)
+
+    async def scenario() -> None:
+        await backend.set("living", bytes(94), ttl=None)
+        for n in range(90):
+            await backend.set(f"k{n:02}", bytes(7), ttl=1)
+        clock.advance(1)
+        assert await backend.set("new", bytes(897), ttl=None) == 0
+        assert await backend.usage() == (2, 1000)
+
+    asyncio.run(scenario())
+
+
 def test_does_not_change_with_the_buffer_that_it_was_given() -> None:
     backend = opened()
     buffer = bytearray(b"value")
