@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["config_app"]
 
+_SHOWN_ABOVE = {"ttl", "max_bytes"}
+"""Options that stand in the rows cache_ttl_hours and cache_max_size_mb already."""
+
 config_app = typer.Typer(help="Show the settings.")
 
 
@@ -43,6 +46,8 @@ def show(cache: CacheOption = None, config: ConfigOption = None, as_json: JSONOp
     given = _given_options(settings.cache_source)
     origin = settings.origins["cache"]
     for name, value in sorted(made.options.items()):
+        if name in _SHOWN_ABOVE:
+            continue
         rows.append({"name": f"cache.{name}", "value": value, "origin": origin if name in given else "default"})
     if as_json:
         print_json(rows)

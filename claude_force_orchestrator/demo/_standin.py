@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,13 +32,13 @@ class StandIn:
     else's; it ends when the block does, or when this process is gone.
 
     :param latency_ms: milliseconds that every answer takes.
-    :param python: the interpreter that has llmock.
+    :param python: an interpreter that has llmock; by default ``CLAUDE_FORCE_LLMOCK_PYTHON``, else this one.
     :raises StandInError: on entering, if llmock is missing or the server does not come up.
     """
 
-    def __init__(self, *, latency_ms: int = 0, python: str = sys.executable) -> None:
+    def __init__(self, *, latency_ms: int = 0, python: Optional[str] = None) -> None:
         self._latency_ms = latency_ms
-        self._python = python
+        self._python = python or os.environ.get("CLAUDE_FORCE_LLMOCK_PYTHON") or sys.executable
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._port = 0
 
@@ -60,7 +61,7 @@ class StandIn:
                 + (
                     "pip install 'claude-force-cache[demo]'"
                     if sys.version_info >= (3, 10)
-                    else "use Python 3.10 or newer, or set ANTHROPIC_API_KEY to ask Claude itself"
+                    else "use Python 3.10 or newer, or name one that has it in CLAUDE_FORCE_LLMOCK_PYTHON"
                 )
             )
         with tempfile.TemporaryFile() as errors:

@@ -21,12 +21,13 @@ def test_every_value_tells_where_it_came_from(lonely_cli: Any, configure: Any, p
     assert rows["max_concurrent"] == (10, "default")
     assert rows["project"] == (".claude/claude.json", "default")
 
-    configure({}, cache={"url": "memory://?tier_ttl=5s", "ttl_hours": 2, "exclude_agents": ["a"]})
+    agents = {"reviewer": {"file": "agents/reviewer.md"}}
+    configure(agents, cache={"url": "memory://?tier_ttl=5s", "ttl_hours": 2, "exclude_agents": ["reviewer"]})
     rows = shown(lonely_cli)
     assert rows["cache"] == ("memory://", "claude.json")
     assert rows["cache.tier_ttl"] == (5.0, "claude.json")
     assert rows["cache_ttl_hours"] == (2.0, "claude.json")
-    assert rows["exclude_agents"] == (["a"], "claude.json")
+    assert rows["exclude_agents"] == (["reviewer"], "claude.json")
 
     assert shown(lonely_cli, CLAUDE_CACHE_URL="disk:///tmp/x")["cache"] == ("disk:///tmp/x", "CLAUDE_CACHE_URL")
     assert shown(lonely_cli, "--cache", "disk:///tmp/y", CLAUDE_CACHE_URL="disk:///tmp/x")["cache"] == (

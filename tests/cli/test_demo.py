@@ -26,9 +26,13 @@ FIELDS = [
     "cache_entries",
     "cache_bytes",
 ]
-needs_own_llmock = pytest.mark.skipif(
-    sys.version_info < (3, 10), reason="llmock, and so the stand-in that the demo starts itself, needs Python 3.10"
-)
+
+
+@pytest.fixture(autouse=True)
+def _llmock(lonely_cli: Any, llmock_python: str) -> None:
+    """Python 3.8 and 3.9 need another interpreter for the stand-in."""
+    if llmock_python != sys.executable:
+        lonely_cli.environment["CLAUDE_FORCE_LLMOCK_PYTHON"] = llmock_python
 
 
 def assert_saved(report: Any, *, different: int, tasks: int) -> None:
@@ -45,7 +49,6 @@ def assert_saved(report: Any, *, different: int, tasks: int) -> None:
     assert second["usd_saved"] == pytest.approx(first["usd_spent"] + first["usd_saved"])
 
 
-@needs_own_llmock
 def test_the_second_pass_calls_nobody_by_the_servers_own_count(lonely_cli: Any, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -59,7 +62,6 @@ def test_the_second_pass_calls_nobody_by_the_servers_own_count(lonely_cli: Any, 
     assert list(Path(lonely_cli.environment["HOME"]).iterdir()) == []
 
 
-@needs_own_llmock
 @pytest.mark.parametrize("kind", ["memory", "redis", "memcached"])
 def test_any_cache_does_the_same_without_a_secret_of_its_own(
     lonely_cli: Any, request: pytest.FixtureRequest, kind: str
@@ -71,7 +73,6 @@ def test_any_cache_does_the_same_without_a_secret_of_its_own(
     assert "secret that it throws away" in done.err
 
 
-@needs_own_llmock
 def test_a_person_sees_a_table_that_says_what_it_is(lonely_cli: Any) -> None:
     done = lonely_cli("demo", "--tasks", "5", "--cache", "memory://")
     assert done.code == 0
@@ -98,14 +99,13 @@ def test_without_llmock_the_remedy_is_named(lonely_cli: Any) -> None:
         text=True,
         timeout=60,
         check=False,
-        env=lonely_cli.environment,
+        env={**lonely_cli.environment, "CLAUDE_FORCE_LLMOCK_PYTHON": ""},
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the local stand-in for Claude needs llmock")
 
 
-@needs_own_llmock
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_the_server_ends_with_it(lonely_cli: Any, number: int) -> None:
     process = lonely_cli.start(

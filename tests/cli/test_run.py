@@ -105,6 +105,7 @@ def test_a_call_without_a_key_says_how_to_set_it(cli: Any) -> None:
         ("a" * 1000, ["letters, digits"]),
         ("reviewer\x1b[31m", ["letters, digits"]),
     ],
+    ids=["near", "far", "newline", "path", "accent", "empty", "long", "escape"],
 )
 def test_a_wrong_agent_name_is_refused(cli: Any, api: Any, agent: str, words: Any) -> None:
     cli("run", agent, "task").assert_refused(*words)
@@ -139,6 +140,7 @@ def test_a_task_of_exactly_the_limit_is_sent(cli: Any, api: Any) -> None:
         (b'{"agents": {}, "cache": {"url": "nosuch://"}}', ["nosuch"]),
         (b"[" * 100_000, ["claude.json"]),
     ],
+    ids=["cut", "list", "binary", "agents", "file", "ttl", "size", "url", "deep"],
 )
 def test_a_broken_claude_json_is_refused(cli: Any, project: Path, text: bytes, words: Any) -> None:
     (project / ".claude" / "claude.json").write_bytes(text)
