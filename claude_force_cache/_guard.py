@@ -21,7 +21,39 @@ T = TypeVar("T")
 
 _FAILURES_TO_OPEN = 3
 _PROBE_EVERY = 1.0
+
+_STALL = 0.01
+"""Seconds that a timer has to be late for the event loop to have stood still."""
 _logger = logging.getLogger("claude_force_cache")
+
+
+class _Deadline:
+    """Cancels a scope after ``budget`` seconds that the event loop was free to hear the answer.
+
+    When the loop itself stood still, the answer may have come and not have been read, and the timer would
+    come first. So the time of a stall does not count, up to once more the budget.
+    """
+
+    def __init__(self, scope: anyio.CancelScope, budget: float) -> None:
+        self._scope = scope
+        self._extension = budget
+        self._loop = asyncio.get_running_loop()
+        self._arm(budget)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _arm(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        late = min(self._loop.time() - self._due, self._extension)
+        if late < _STALL:
+            self._scope.cancel()
+        else:
+            self._extension -= late
+            self._arm(late)
 
 
 class Guard:
@@ -59,18 +91,20 @@ class Guard:
         if self._last is not None:
             self._probe_when_due()
             raise type(self._last)(str(self._last))  # a new one each time: an error that is raised again grows
-        try:
-            with anyio.fail_after(budget):
+        with anyio.CancelScope() as scope:
+            deadline = _Deadline(scope, budget)
+            try:
                 result = await verb()
-        except TimeoutError:
-            error = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
-            self.failed(error)
-            raise error from None
-        except BackendUnavailableError as error:
-            self.failed(error)
-            raise
-        self._failures = 0
-        return result
+            except BackendUnavailableError as error:
+                self.failed(error)
+                raise
+            finally:
+                deadline.cancel()
+            self._failures = 0
+            return result
+        late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
+        self.failed(late)
+        raise late
 
     def failed(self, error: BackendUnavailableError, *, certain: bool = False) -> None:
         """Count a failure; the third in a row, or a certain one, opens the breaker."""
