@@ -57,7 +57,7 @@ async def stalls(bench: Bench) -> Section:
                 continue
             caches[store] = cache = await _full_cache(bench, store, writes, values, stack)
             loads[store] = _writing(cache, values)
-        rounds = await _rounds(loads, bench.pick(2, 7), writes)
+        rounds = await _rounds(loads, bench.pick(2, 5), writes)
         evicted = {store: cache.stats().evictions for store, cache in caches.items()}
     for name, lates in rounds.items():
         worsts = [max(late) for late, _ in lates]
