@@ -1,83 +1,164 @@
-"""The budget of a call is the store's time, not that of an event loop that stands still."""
-
-from __future__ import annotations
-
 import asyncio
-import time
+import logging
 from typing import List, Optional
 
 import pytest
 
-from claude_force_cache import BackendUnavailableError
+from claude_force_cache import AccessDeniedError, BackendUnavailableError
 from claude_force_cache._guard import Guard
 
 
-def make_guard(changes: List[Optional[BackendUnavailableError]]) -> Guard:
-    async def probe() -> None:
-        raise BackendUnavailableError("still away")
+class Store:
+    """A store that can be switched off, and counts how often it is asked."""
 
-    return Guard("the store", probe, changes.append)
+    def __init__(self) -> None:
+        self.error: Optional[BackendUnavailableError] = None
+        self.asked = 0
+        self.probed = 0
+        self.changes: List[Optional[str]] = []
+        self.guard = Guard("store://", self.probe, lambda error: self.changes.append(error and str(error)))
+
+    async def verb(self) -> str:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return "value"
+
+    async def probe(self) -> None:
+        self.probed += 1
+        if self.error is not None:
+            raise self.error
+
+    async def call(self) -> str:
+        return await self.guard.call(self.verb, 5.0)
 
 
-def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
-    changes: List[Optional[BackendUnavailableError]] = []
+async def until_back(store: Store) -> None:
+    for _ in range(1000):
+        try:
+            await store.call()
+        except BackendUnavailableError:
+            await asyncio.sleep(0.01)
+        else:
+            return
+    pytest.fail("the store was not used again within 10 seconds")
 
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        """Two round trips, as a login and a command are."""
-        answer = b""
-        for word in (b"a", b"b"):
-            writer.write(word)
-            answer += await reader.readexactly(1)
-        return answer
 
-    async def scenario() -> List[bytes]:
-        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while word := await reader.read(1):
-                writer.write(word)
-            writer.close()
+def test_the_third_failure_in_a_row_opens_the_breaker_and_then_nothing_is_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        store = Store()
+        store.error = AccessDeniedError("wrong password")
+        for _ in range(2):
+            with pytest.raises(AccessDeniedError):
+                await store.call()
+        store.error = None
+        assert await store.call() == "value"
+        store.error = AccessDeniedError("wrong password")
+        for _ in range(100):
+            with pytest.raises(AccessDeniedError, match="wrong password"):
+                await store.call()
+        assert store.asked == 2 + 1 + 3
+        assert store.changes == ["wrong password"]
+        await store.guard.close()
 
-        guard = make_guard(changes)
-        server = await asyncio.start_server(echo, "127.0.0.1", 0)
-        async with server:
-            streams = [await asyncio.open_connection(*server.sockets[0].getsockname()) for _ in range(5)]
-            calls = [asyncio.ensure_future(guard.call(lambda s=s: converse(*s), 0.05)) for s in streams]
+    asyncio.run(main())
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_probe_in_the_background_finds_out_that_the_store_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store = Store()
+        store.error = BackendUnavailableError("gone")
+        store.guard.failed(store.error, certain=True)
+        with pytest.raises(BackendUnavailableError):
+            await store.call()
+        assert store.guard.outage is not None
+        store.error = None
+        await until_back(store)
+        assert store.probed == 1
+        assert store.guard.outage is None
+        assert store.changes == ["gone", None]
+        await store.guard.close()
+
+    asyncio.run(main())
+    assert len(caplog.records) == 2
+
+
+def test_probes_that_fail_are_at_most_one_a_second() -> None:
+    async def main() -> None:
+        store = Store()
+        store.error = BackendUnavailableError("gone")
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        store.guard.failed(store.error, certain=True)
+        while store.probed < 2:
+            with pytest.raises(BackendUnavailableError):
+                await store.call()
             await asyncio.sleep(0)
-            time.sleep(0.2)  # noqa: ASYNC251 - the stall is what is tested
-            answers = list(await asyncio.gather(*calls))
-            for _, writer in streams:
-                writer.close()
-                await writer.wait_closed()
-        return answers
+            assert loop.time() - start < 10
+        assert store.asked == 0
+        assert store.probed <= loop.time() - start
+        await store.guard.close()
 
-    assert asyncio.run(scenario()) == [b"ab"] * 5
-    assert changes == []
+    asyncio.run(main())
 
 
-def test_a_silent_store_is_given_up_also_in_a_loop_that_stands_still_all_the_time() -> None:
-    changes: List[Optional[BackendUnavailableError]] = []
+def test_a_call_that_takes_longer_than_the_budget_is_cancelled_and_counts_as_a_failure() -> None:
+    async def main() -> None:
+        store = Store()
+        cancelled = []
 
-    async def scenario() -> float:
-        guard = make_guard(changes)
-        started = time.monotonic()
-        call = asyncio.ensure_future(guard.call(asyncio.Event().wait, 0.1))
-        while not call.done():
-            time.sleep(0.03)  # noqa: ASYNC251 - the stall is what is tested
-            await asyncio.sleep(0)
-        with pytest.raises(BackendUnavailableError, match="did not answer within"):
-            await call
-        return time.monotonic() - started
+        async def never() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
 
-    assert asyncio.run(scenario()) < 5
+        for _ in range(3):
+            with pytest.raises(BackendUnavailableError, match=r"store:// did not answer within 0\.01 seconds"):
+                await store.guard.call(never, 0.01)
+        assert len(cancelled) == 3
+        assert store.guard.outage is not None
+        await store.guard.close()
+
+    asyncio.run(main())
 
 
-def test_a_caller_that_is_cancelled_is_cancelled() -> None:
-    async def scenario() -> None:
-        guard = make_guard([])
-        call = asyncio.ensure_future(guard.call(asyncio.Event().wait, 60))
-        await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert guard.outage is None
+def test_other_errors_are_no_outage() -> None:
+    async def main() -> None:
+        store = Store()
 
-    asyncio.run(scenario())
+        async def bug() -> None:
+            raise ZeroDivisionError
+
+        for _ in range(10):
+            with pytest.raises(ZeroDivisionError):
+                await store.guard.call(bug, 5.0)
+        assert store.guard.outage is None
+
+    asyncio.run(main())
+
+
+def test_closing_ends_a_probe_that_is_under_way() -> None:
+    async def main() -> None:
+        probing = asyncio.Event()
+
+        async def probe() -> None:
+            probing.set()
+            await asyncio.Event().wait()
+
+        guard = Guard("store://", probe, lambda error: None)
+        guard.failed(BackendUnavailableError("gone"), certain=True)
+        for _ in range(300):
+            with pytest.raises(BackendUnavailableError):
+                await guard.call(probe, 5.0)
+            if probing.is_set():
+                break
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(guard.close(), 5)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
