@@ -20,6 +20,11 @@ from typing import Callable, Iterator, List, Optional
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes on a busy machine says nothing about the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 _START_SECONDS = 20.0
 _INSTALL = "install it with `apt-get install redis-server memcached` or `make servers`"
