@@ -21,6 +21,8 @@ from ._tasks import Question
 __all__ = ["Demonstration", "PassReport", "Store"]
 
 _LIFE_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 5.0
+"""What a look-up may cost. Patience with a busy machine: a first pass whose answers are not stored shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Store:
             secrets=self._secrets,
             namespace=self._namespace,
             ttl=_LIFE_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
         )
 
 
@@ -127,6 +130,7 @@ class Demonstration:
     async def _pass(self, cache: Cache[Answer], advance: Callable[[], None], failed: List[AgentResult]) -> PassReport:
         if self.forget is not None:
             await anyio.to_thread.run_sync(self.forget)
+        await cache.ping()
         started = time.perf_counter()
         orchestrator = AsyncAgentOrchestrator(
             config_path=self.config, cache=cache, enable_tracking=False, **self.arguments
