@@ -1,6 +1,6 @@
 """Try the installed distribution with one extra and nothing else; prints one line, or fails.
 
-python -I smoke.py base|disk|redis|memcached|orchestrator|testing|all
+python -I smoke.py base|disk|redis|memcached|orchestrator|testing|demo|all
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Callable, Dict, Iterator, List
 from claude_force_cache import MISSING, MissingClientError, list_backends, open_cache
 
 CLIENTS = {"disk": "diskcache", "redis": "redis", "memcached": "pymemcache"}
+BROUGHT_BY = {"disk": ("disk", "demo", "all"), "redis": ("redis", "all"), "memcached": ("memcached", "all")}
 SECRET = "a secret for trying things out, 32 bytes or more"
 DEADLINE = 20.0  # seconds
 
@@ -161,6 +162,23 @@ def try_testing() -> None:
     )
 
 
+def try_demo() -> None:
+    """The demonstration, by the agents that came with the wheel, on the cache that needs nothing else."""
+    command = str(Path(sys.executable).with_name("claude-force"))
+    with tempfile.TemporaryDirectory() as folder:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("ANTHROPIC_", "CLAUDE_"))}
+        done = subprocess.run(
+            [command, "demo", "--json", "--cache", "memory://"],
+            cwd=folder,
+            env={**clean, "HOME": folder},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    first, second = json.loads(done.stdout)["passes"]
+    expect(first["api_calls"] > 0 and second["api_calls"] == 0, f"the demonstration says {done.stdout}")
+
+
 TRIALS: Dict[str, List[Callable[[], None]]] = {
     "base": [],
     "disk": [try_disk],
@@ -168,6 +186,7 @@ TRIALS: Dict[str, List[Callable[[], None]]] = {
     "memcached": [try_memcached],
     "orchestrator": [try_orchestrator],
     "testing": [try_testing],
+    "demo": [try_disk, try_orchestrator, try_demo],
     "all": [try_disk, try_redis, try_memcached, try_orchestrator, try_testing],
 }
 
@@ -177,7 +196,7 @@ def main() -> None:
         sys.exit(__doc__)
     extra = sys.argv[1]
     for name, module in CLIENTS.items():
-        expect(installed(module) == (extra in (name, "all")), f"{module} with {extra}: {installed(module)}")
+        expect(installed(module) == (extra in BROUGHT_BY[name]), f"{module} with {extra}: {installed(module)}")
     trials = [try_memory, try_missing_clients, *TRIALS[extra]]
     if not installed("typer"):
         trials.append(try_no_command_line)

@@ -26,7 +26,8 @@ PACKAGES = {
     "claude_force_orchestrator": ROOT / "claude_force_orchestrator",
     "claude_force_backends": ROOT / "backends" / "claude_force_backends",
 }
-EXTRAS = ("base", "disk", "redis", "memcached", "orchestrator", "testing", "all")
+SHARED = {"share/claude-force-cache/stdlib-review": ROOT / "examples" / "stdlib-review"}
+EXTRAS = ("base", "disk", "redis", "memcached", "orchestrator", "testing", "demo", "all")
 IN_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "PKG-INFO")
 
 CONSUMER = """
@@ -83,13 +84,15 @@ def build(folder: Path) -> Path:
 
 
 def check_wheel(wheel: Path) -> None:
-    """Hold the wheel against the source tree: all of the three packages, and nothing else."""
+    """Hold the wheel against the source tree: the three packages, the demonstration's project, nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    data = "-".join(wheel.name.split("-")[:2]) + ".data/data"
     wanted: Set[str] = set()
-    for package, folder in PACKAGES.items():
+    for target, folder in {**PACKAGES, **{f"{data}/{target}": folder for target, folder in SHARED.items()}}.items():
         files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        wanted.update(f"{package}/{path.relative_to(folder).as_posix()}" for path in files)
+        wanted.update(f"{target}/{path.relative_to(folder).as_posix()}" for path in files)
+    for package in PACKAGES:
         expect(f"{package}/py.typed" in names, f"{wheel.name} has no {package}/py.typed")
     expect(any(name.endswith("/prices.json") for name in names), f"{wheel.name} has no prices.json")
     expect(not wanted - names, f"{wheel.name} lacks {sorted(wanted - names)}")
@@ -121,7 +124,7 @@ def check_extra(extra: str, wheel: Path, wheels: Path, folder: Path) -> str:
     expect(run(python, "consumer.py", cwd=home) == "answer\n", f"the consumer's program fails with {extra}")
     mypy = (sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir", os.devnull)
     run(*mypy, "--config-file", os.devnull, "--python-executable", python, "consumer.py", cwd=home)
-    return f"{extra:13} ok {time.perf_counter() - began:5.1f} s  {said.strip()}"
+    return f"{extra:13} ok {time.perf_counter() - began:5.1f} s  {said.strip().splitlines()[-1]}"
 
 
 def main() -> None:
