@@ -1,0 +1,330 @@
+"""Backends that hold the limit loosely, evict what they should keep, or refuse in the wrong way."""
+
+from __future__ import annotations
+
+from typing import AsyncIterator, Dict, Hashable, Mapping, Optional, Sequence, Tuple
+
+from claude_force_cache import Entry, EntryInfo, EntryTooLargeError
+
+from .reference import DictBackend, Record, Table
+from .registry import caught_by
+
+Items = Mapping[str, Tuple[bytes, Optional[float]]]
+
+
+@caught_by("")
+class LimitIsNotHeld(DictBackend):
+    """Nothing is ever evicted."""
+
+    def too_full(self) -> bool:
+        return False
+
+
+@caught_by("")
+class LimitIsCheckedBeforeTheWrite(DictBackend):
+    """Room is made for what is there already, and then the new entry is added."""
+
+    def admit(self, key: str, record: Record) -> int:
+        evicted = self.make_room()
+        self.table.put(key, record)
+        return evicted
+
+
+@caught_by("")
+class LimitIsOvershotByOneByte(DictBackend):
+    """The limit is held with one byte too many."""
+
+    def too_full(self) -> bool:
+        return self.max_bytes is not None and self.table.bytes > self.max_bytes + 1
+
+
+@caught_by("")
+class LimitItselfIsRefused(DictBackend):
+    """An entry exactly as large as the limit is refused."""
+
+    def refuse(self, key: str, record: Record) -> None:
+        super().refuse(key, record)
+        if self.table.size(key, record) == self.max_bytes:
+            raise EntryTooLargeError(self.max_bytes, self.max_bytes)
+
+
+@caught_by("")
+class EvictsTheMostRecent(DictBackend):
+    """Of the others, the one that was used last goes first."""
+
+    def victim(self) -> str:
+        return list(self.table.records)[-2:][0]
+
+
+@caught_by("")
+class EvictsWhatItJustStored(DictBackend):
+    """The new entry is the first to go."""
+
+    def victim(self) -> str:
+        return list(self.table.records)[-1]
+
+
+@caught_by("")
+class EvictsTheLargest(DictBackend):
+    """The largest of the others goes first."""
+
+    def victim(self) -> str:
+        others = list(self.table.records)[:-1] or list(self.table.records)
+        return max(others, key=lambda key: self.table.size(key, self.table.records[key]))
+
+
+@caught_by("")
+class ReadIsNoUse(DictBackend):
+    """``get`` does not count as a use."""
+
+    async def get(self, key: str) -> Optional[Entry]:
+        with self.turn():
+            record = self.table.records.get(key)
+            return None if record is None else Entry(record.value, record.version)
+
+
+class _InOrderOfWriting(Table):
+    def use(self, key: str) -> None:
+        return
+
+
+@caught_by("")
+class EvictsTheOldest(DictBackend):
+    """Entries go in the order in which they were written, however often they are used."""
+
+    table_type = _InOrderOfWriting
+
+
+@caught_by("")
+class OverwriteIsNoUse(DictBackend):
+    """An overwrite leaves the entry at its place in the order of eviction."""
+
+    def store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        place = list(self.table.records).index(key) if key in self.table.records else None
+        evicted = super().store(key, value, ttl, now)
+        if place is not None:
+            for later in list(self.table.records)[max(0, place - evicted) : -1]:
+                self.table.use(later)
+        return evicted
+
+
+@caught_by("")
+class TouchIsNoUse(DictBackend):
+    """A touch does not count as a use."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        with self.turn() as now:
+            if not self.holds(key, version):
+                return False
+            self.renew(key, self.expiry(ttl, now))
+            return True
+
+
+@caught_by("")
+class LosingAddIsNoUse(DictBackend):
+    """An add that finds the key taken does not count as a use of what it found."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.turn() as now:
+            if key in self.table.records:
+                return False
+            self.store(key, value, ttl, now)
+            return True
+
+
+@caught_by("")
+class BulkReadIsNoUse(DictBackend):
+    """``get_many`` does not count as a use."""
+
+    async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
+        with self.turn():
+            records = self.table.records
+            return {key: Entry(records[key].value, records[key].version) for key in keys if key in records}
+
+
+@caught_by("")
+class ScanIsAUse(DictBackend):
+    """``scan`` counts as a use of what it yields, in the order of the keys."""
+
+    async def scan(self) -> AsyncIterator[EntryInfo]:
+        async for info in super().scan():
+            yield info
+        for key in sorted(self.table.records):
+            self.table.use(key)
+
+
+@caught_by("")
+class EvictsOneMore(DictBackend):
+    """Once it evicts, it evicts one more than it needs to."""
+
+    def make_room(self) -> int:
+        evicted = super().make_room()
+        if evicted and len(self.table.records) > 1:
+            self.table.remove(self.victim())
+            evicted += 1
+        return evicted
+
+
+@caught_by("")
+class EvictsToHalf(DictBackend):
+    """Once it evicts, it goes down to half of the limit, which the capabilities do not say."""
+
+    def make_room(self) -> int:
+        evicted = super().make_room()
+        while evicted and self.max_bytes and self.table.bytes > self.max_bytes / 2 and len(self.table.records) > 1:
+            self.table.remove(self.victim())
+            evicted += 1
+        return evicted
+
+
+@caught_by("")
+class EvictsTheLivingFirst(DictBackend):
+    """Room is made without clearing away what has expired, so living entries go in its place."""
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        with self.locked() as now:
+            return self.store(key, value, ttl, now)
+
+
+@caught_by("")
+class OverwriteMakesRoomForBoth(DictBackend):
+    """An overwrite makes room beside its predecessor, and evicts others for nothing."""
+
+    def store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        limit, size = self.max_bytes, len(key) + len(value)
+        others = [other for other in self.table.records if other != key]
+        evicted = 0
+        while limit is not None and size <= limit < size + self.table.bytes and key in self.table.records and others:
+            self.table.remove(others.pop(0))
+            evicted += 1
+        return evicted + super().store(key, value, ttl, now)
+
+
+@caught_by("")
+class ReportsNoEvictions(DictBackend):
+    """``set`` evicts and says that it did not."""
+
+    def make_room(self) -> int:
+        super().make_room()
+        return 0
+
+
+@caught_by("")
+class ReportsTheReplacedAsEvicted(DictBackend):
+    """``set`` counts the predecessor among the evicted."""
+
+    def store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        replaced = key in self.table.records
+        return super().store(key, value, ttl, now) + replaced
+
+
+@caught_by("")
+class ReportsTheExpiredAsEvicted(DictBackend):
+    """``set`` counts what it found expired among the evicted."""
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        with self.locked() as now:
+            expired = self.dead(now)
+        return await super().set(key, value, ttl=ttl) + len(expired)
+
+
+@caught_by("")
+class BulkReportsNoEvictions(DictBackend):
+    """``set_many`` evicts and says that it did not."""
+
+    async def set_many(self, items: Items) -> int:
+        await super().set_many(items)
+        return 0
+
+
+@caught_by("")
+class RefusalFlushes(DictBackend):
+    """An entry that cannot fit makes everything go before it is refused."""
+
+    def refuse(self, key: str, record: Record) -> None:
+        try:
+            super().refuse(key, record)
+        except EntryTooLargeError:
+            for other in list(self.table.records):
+                self.table.remove(other)
+            raise
+
+
+@caught_by("")
+class RefusalKeepsThePredecessor(DictBackend):
+    """A refused overwrite leaves its predecessor, which is out of date."""
+
+    def store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        self.refuse(key, Record(value, None, None))
+        return super().store(key, value, ttl, now)
+
+
+@caught_by("")
+class RefusedAddTakesTheHolder(DictBackend):
+    """An add that could not fit anyway is refused before it looks, and takes the holder of the key with it."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        if self.max_bytes is not None and len(key) + len(value) > self.max_bytes:
+            await self.delete(key)
+        return await super().add(key, value, ttl=ttl)
+
+
+@caught_by("")
+class RefusedAddRaisesForATakenKey(DictBackend):
+    """An add that could not fit is refused before it looks whether the key is free."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.turn():
+            self.refuse(key, Record(value, None, None))
+        return await super().add(key, value, ttl=ttl)
+
+
+@caught_by("")
+class RefusalIsSilent(DictBackend):
+    """An entry that cannot fit is dropped without a word."""
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        try:
+            return await super().set(key, value, ttl=ttl)
+        except EntryTooLargeError:
+            return 0
+
+
+@caught_by("")
+class RefusalTellsTheValueAlone(DictBackend):
+    """The error of a refusal gives the size of the value without the key."""
+
+    def refuse(self, key: str, record: Record) -> None:
+        try:
+            super().refuse(key, record)
+        except EntryTooLargeError as error:
+            raise EntryTooLargeError(len(record.value), error.limit) from None
+
+
+@caught_by("")
+class RefusalStopsTheBatch(DictBackend):
+    """``set_many`` stops at the first entry that is refused."""
+
+    async def set_many(self, items: Items) -> int:
+        return sum([await self.set(key, value, ttl=ttl) for key, (value, ttl) in items.items()])
+
+
+@caught_by("")
+class RefusalInABatchIsSilent(DictBackend):
+    """``set_many`` stores what fits and does not report the rest."""
+
+    async def set_many(self, items: Items) -> int:
+        try:
+            return await super().set_many(items)
+        except EntryTooLargeError:
+            return 0
+
+
+@caught_by("")
+class ReopenIgnoresTheLimit(DictBackend):
+    """A store that is above the limit when it is opened stays so until the next write."""
+
+    async def open(self) -> None:
+        limit, self.max_bytes = self.max_bytes, None
+        await super().open()
+        self.max_bytes = limit

@@ -1,0 +1,117 @@
+"""Backends that threads or processes bring out of step with each other."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from typing import Dict, Optional
+
+from claude_force_cache import Entry, Usage
+
+from .reference import SQLiteBackend
+from .registry import caught_by
+
+
+@caught_by("")
+class UsageSeesOwnWritesOnly(SQLiteBackend):
+    """``usage`` looks again only after a write of its own, so it does not see what others wrote."""
+
+    changes = -1
+    cached = Usage(0, 0)
+
+    def usage(self) -> Usage:
+        self.ping()
+        assert self.database is not None
+        if self.changes != self.database.total_changes:
+            self.changes, self.cached = self.database.total_changes, super().usage()
+        return self.cached
+
+
+@caught_by("")
+class ReadsAreRemembered(SQLiteBackend):
+    """What was read once comes from memory until the next write of its own, whatever others do."""
+
+    changes = -1
+
+    def open(self) -> None:
+        self.remembered: Dict[str, Entry] = {}
+        super().open()
+
+    def get(self, key: str) -> Optional[Entry]:
+        self.ping()
+        assert self.database is not None
+        if self.changes != self.database.total_changes:
+            self.remembered.clear()
+        entry = super().get(key)
+        self.changes = self.database.total_changes
+        return entry if entry is None else self.remembered.setdefault(key, entry)
+
+
+@caught_by("")
+class AddRacesBetweenThreads(SQLiteBackend):
+    """An add looks first and stores later, so two threads that meet both win."""
+
+    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.transaction():
+            taken = self.find(key) is not None
+        if taken:
+            return super().add(key, value, ttl=ttl)
+        time.sleep(0.001)
+        self.set(key, value, ttl=ttl)
+        return True
+
+
+@caught_by("")
+class AddRacesBetweenProcesses(AddRacesBetweenThreads):
+    """An add looks first and stores later, alone among the threads of its process, but not among processes."""
+
+    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with _ONE_THREAD:
+            return super().add(key, value, ttl=ttl)
+
+
+@caught_by("")
+class AccountRacesBetweenThreads(SQLiteBackend):
+    """A set reads the account and writes it back later, so what other threads did meanwhile is lost."""
+
+    def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        with self.transaction():
+            before = self.held()
+        time.sleep(0.001)
+        with self.transaction() as now:
+            actual = self.held()
+            self.remove(key)
+            evicted = self.store(key, value, ttl, now)
+            account = before + self.held() - actual
+            self.run("update accounts set bytes = :serial where namespace = :namespace", serial=account)
+        self.refuse(key, value)
+        return evicted
+
+
+@caught_by("")
+class AccountRacesBetweenProcesses(AccountRacesBetweenThreads):
+    """A set reads the account and writes it back later, alone among the threads, but not among processes."""
+
+    def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        with _ONE_THREAD:
+            return super().set(key, value, ttl=ttl)
+
+
+@caught_by("")
+class BelongsToItsThread(SQLiteBackend):
+    """The connection can be used by the thread alone that opened it."""
+
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(str(self.path), timeout=30, isolation_level=None)
+
+
+@caught_by("")
+class GivesUpWhenOthersWrite(SQLiteBackend):
+    """A verb that meets another process at work fails at once."""
+
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(str(self.path), timeout=0, isolation_level=None, check_same_thread=False)
+
+
+_ONE_THREAD = threading.Lock()

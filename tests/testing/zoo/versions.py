@@ -1,0 +1,170 @@
+"""Backends that take an entry for another, or let two callers win."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Hashable, Optional
+
+from claude_force_cache import Clock, Entry
+
+from .reference import DictBackend, Shelf
+from .registry import caught_by
+
+
+@caught_by("")
+class DeleteIgnoresTheVersion(DictBackend):
+    """A delete by version takes whatever is there."""
+
+    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        return await super().delete(key)
+
+
+@caught_by("")
+class TouchIgnoresTheVersion(DictBackend):
+    """A touch by version renews whatever is there."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        return await super().touch(key, ttl=ttl)
+
+
+@caught_by("")
+class DeleteByVersionLosesARace(DictBackend):
+    """A delete by version looks first and deletes later, so it takes a newer entry that came in between."""
+
+    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        with self.turn():
+            if not self.holds(key, version):
+                return False
+        await asyncio.sleep(0)
+        return await super().delete(key)
+
+
+@caught_by("")
+class VersionsStartAnewAfterADelete(DictBackend):
+    """A version is the number of writes since the key was last deleted, so it comes again."""
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        before = self.table.records.get(key)
+        return 1 if before is None else int(str(before.version)) + 1
+
+
+@caught_by("")
+class VersionsStartAnewAtOpen(DictBackend):
+    """Each backend counts versions from 1, so one comes again after the store was reopened."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock)
+        self.writes = 0
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        self.writes += 1
+        return self.writes
+
+
+@caught_by("")
+class VersionIsTheContent(DictBackend):
+    """The version is a digest of the value, so the same value written twice is one version."""
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        return hash(bytes(value))
+
+
+@caught_by("")
+class VersionIsTheTime(DictBackend):
+    """The version is the time of the write, so two writes within one tick of the clock are one version."""
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        return self.clock()
+
+
+@caught_by("")
+class VersionChangesWithEveryRead(DictBackend):
+    """Each read gives the entry a new version, so nobody can use the one that he read before."""
+
+    async def get(self, key: str) -> Optional[Entry]:
+        entry = await super().get(key)
+        if entry is not None:
+            self.table.records[key] = self.table.records[key]._replace(version=next(self.table.versions))
+        return entry
+
+
+@caught_by("")
+class VersionCannotBeHashed(DictBackend):
+    """The version is a list, which no dictionary takes as a key."""
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        return [next(self.table.versions)]  # type: ignore[return-value] # the defect
+
+
+@caught_by("")
+class DeleteOfAMissIsTrue(DictBackend):
+    """A delete of a key that is not there returns True."""
+
+    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        return await super().delete(key, version=version) or version is None
+
+
+@caught_by("")
+class DeleteOfAnotherVersionIsTrue(DictBackend):
+    """A delete by a stale version leaves the newer entry, and returns True."""
+
+    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
+        return await super().delete(key, version=version) or key in self.table.records
+
+
+@caught_by("")
+class TouchOfAMissIsTrue(DictBackend):
+    """A touch of a key that is not there returns True."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        return await super().touch(key, ttl=ttl, version=version) or key not in self.table.records
+
+
+@caught_by("")
+class AddOverwrites(DictBackend):
+    """An add that finds the key taken stores its value and returns False."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.turn() as now:
+            free = key not in self.table.records
+            self.store(key, value, ttl, now)
+            return free
+
+
+@caught_by("")
+class AddIsAlwaysTrue(DictBackend):
+    """An add that finds the key taken leaves it and returns True."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        await super().add(key, value, ttl=ttl)
+        return True
+
+
+@caught_by("")
+class AddRacesBetweenTasks(DictBackend):
+    """An add looks first and stores later, so two tasks that meet both win."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.turn():
+            if key in self.table.records:
+                self.table.use(key)
+                return False
+        await asyncio.sleep(0)
+        with self.turn() as now:
+            self.store(key, value, ttl, now)
+            return True
+
+
+@caught_by("")
+class StoringRacesBetweenTasks(DictBackend):
+    """A set reads the account, waits, and writes it back, so that what others did meanwhile is lost."""
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        with self.turn() as now:
+            before = self.table.bytes
+            evicted = self.store(key, value, ttl, now)
+            change = self.table.bytes - before
+        await asyncio.sleep(0)
+        with self.turn():
+            self.table.bytes = before + change
+            return evicted
