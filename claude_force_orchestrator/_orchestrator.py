@@ -249,15 +249,9 @@ class AsyncAgentOrchestrator:
         except OrchestratorError as error:
             self._ledger.failed()
             result, error_type = execution.fail(error), type(error).__name__
-        except Exception as defect:
-            _logger.exception("a defect met a task of agent %r", execution.agent_name)
-            if execution.paid is not None:
-                result = self._finish(execution, execution.paid, None)
-            else:
-                self._ledger.failed()
-                failure = InternalError(f"a defect of the orchestrator, {type(defect).__name__}; see the log")
-                failure.__cause__ = defect
-                result, error_type = execution.fail(failure), "InternalError"
+        except Exception as defect:  # noqa: BLE001 - logged with its traceback, and a failed result
+            self._ledger.failed()
+            result, error_type = execution.fail(_internal_error(defect)), InternalError.__name__
         self._record(execution, result, error_type)
         if self._tracker is not None and self._tracker.crowded:
             await anyio.to_thread.run_sync(self._tracker.flush)
@@ -307,10 +301,11 @@ class AsyncAgentOrchestrator:
                 entry = await cache.fetch(
                     request.key, ask, store_if=_is_storable, refresh=mode == "no-cache", **options
                 )
-        except ConfigurationError:
+        except (ConfigurationError, OrchestratorError):
             raise
-        except CacheError as error:
-            # A cache that fails costs its benefit, never an answer.
+        except Exception as error:  # noqa: BLE001 - logged; see below
+            # What else comes out of here is the cache's own failure, be it a backend's defect. It costs the
+            # cache's benefit, never an answer.
             self._warn_of_cache(error)
             return self._finish(execution, execution.paid or await ask(), None)
         return self._finish(execution, entry.value, entry if entry.cached else None)
@@ -342,9 +337,18 @@ class AsyncAgentOrchestrator:
         return template
 
     async def _ask(self, request: Request) -> Answer:
-        """Return the API's answer, paid for."""
-        message = await self._caller.call(request)
-        answer = read_message(message, agent_name=request.template.agent_name, created=self._clock())
+        """Return the API's answer, paid for.
+
+        :raises OrchestratorError: if there is none; nothing else, so that whatever else comes out of a look-up
+            is known to be the cache's.
+        """
+        try:
+            message = await self._caller.call(request)
+            answer = read_message(message, agent_name=request.template.agent_name, created=self._clock())
+        except OrchestratorError:
+            raise
+        except Exception as defect:
+            raise _internal_error(defect) from defect
         self._ledger.paid(answer, self._prices.cost(answer))
         return answer
 
@@ -369,10 +373,11 @@ class AsyncAgentOrchestrator:
         if self._tracker is not None:
             self._tracker.record(Record(self._clock(), execution.task, result, error_type))
 
-    def _warn_of_cache(self, error: CacheError) -> None:
+    def _warn_of_cache(self, error: Exception) -> None:
         level = logging.DEBUG if self._warned_of_cache else logging.WARNING
         self._warned_of_cache = True
-        _logger.log(level, "the cache cannot be used, tasks are answered without it: %s", error)
+        defect = None if isinstance(error, CacheError) else error
+        _logger.log(level, "the cache failed, tasks are answered without it: %s", error or repr(error), exc_info=defect)
 
     async def execute_multiple(
         self,
@@ -465,6 +470,13 @@ class AsyncAgentOrchestrator:
             task,  # type: ignore[arg-type]  # likewise
             **options,
         )
+
+
+def _internal_error(defect: Exception) -> InternalError:
+    _logger.error("a defect of the orchestrator failed a task", exc_info=defect)
+    error = InternalError(f"a defect of the orchestrator, {type(defect).__name__}; its traceback is in the log")
+    error.__cause__ = defect
+    return error
 
 
 def _is_storable(answer: Answer) -> bool:

@@ -14,7 +14,12 @@ from typing import Any
 
 import pytest
 
+from claude_force_backends.memory import MemoryBackend
 from claude_force_cache import (
+    BackendError,
+    BackendSettings,
+    BackendURL,
+    Cache,
     ConfigurationError,
     ForeignStoreError,
     SecretError,
@@ -99,6 +104,31 @@ def test_a_given_cache_that_its_owner_closed_costs_no_answer(
     assert len([record for record in caplog.records if "answered without it" in record.message]) == 1
 
 
+@pytest.mark.parametrize("verb", ["get", "set"])
+@pytest.mark.parametrize("error", [BackendError("odd"), RuntimeError("a defect of the backend")], ids=repr)
+def test_a_backend_that_breaks_its_contract_costs_no_answer_and_no_second_call(
+    make: Any, api: Any, caplog: pytest.LogCaptureFixture, verb: str, error: Exception
+) -> None:
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    async def main() -> None:
+        backend = type("Faulty", (MemoryBackend,), {verb: fail})(BackendSettings(BackendURL("faulty")))
+        settings = open_cache("memory://").settings
+        cache = Cache(
+            backend, name="faulty", url="faulty://", codec=AnswerCodec(), settings=settings, options={}, secrets=None
+        )
+        async with cache, make(cache=cache) as orchestrator:
+            for _ in range(2):
+                result = await orchestrator.execute_agent("code-reviewer", "x")
+                assert (result.success, result.output) == (True, "A good answer.")
+                assert result.metadata.estimated_cost == pytest.approx(0.0002)
+
+    asyncio.run(main())
+    assert len(api.requests) == 2
+    assert len([record for record in caplog.records if "answered without it" in record.message]) == 1
+
+
 def test_the_life_of_entries_in_a_given_cache_can_be_set(make: Any, api: Any) -> None:
     now = 1_800_000_000.0
 
@@ -159,6 +189,33 @@ def test_a_cache_on_redis_is_shared_by_orchestrators(
             lambda it: it.execute_agent("code-reviewer", "x"), cache=f"{redis_server.url}?namespace={namespace}"
         )
         assert result.metadata.cached is cached
+
+
+def test_the_sdk_is_imported_in_a_thread_of_its_own(config: Path, api: Any) -> None:
+    script = """
+        import asyncio, sys, threading
+        from claude_force_orchestrator import AsyncAgentOrchestrator
+
+        class Finder:
+            threads = []
+
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] == "anthropic":
+                    self.threads.append(threading.current_thread())
+
+        sys.meta_path.insert(0, Finder())
+
+        async def main():
+            async with AsyncAgentOrchestrator(sys.argv[1], base_url=sys.argv[2], cache="memory://") as orchestrator:
+                assert (await orchestrator.execute_agent("code-reviewer", "x")).success
+
+        asyncio.run(main())
+        assert Finder.threads
+        assert threading.main_thread() not in Finder.threads, len(Finder.threads)
+    """
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), str(config), api.url], check=True, timeout=60
+    )
 
 
 def test_importing_and_constructing_does_not_import_the_sdk(config: Path) -> None:
