@@ -38,7 +38,8 @@ def make_client(api_key: Optional[str], base_url: str) -> Any:
         ) from error
     check_api_key(client.api_key or None)
     check_api_key(client.auth_token or None)
-    # Looking at the headers also makes the SDK gather what it says of the platform, out of files, here in a thread.
+    # The first look at these makes the SDK import more modules, and read files about the platform: here, in a thread.
+    client.messages  # noqa: B018 - see above
     sent = {name.lower() for name in client.default_headers}
     if not {"authorization", "x-api-key"} & sent and getattr(client, "credentials", None) is None:
         raise AuthenticationError("a call to the API needs a key; set ANTHROPIC_API_KEY or give api_key", attempts=0)

@@ -181,6 +181,15 @@ def test_a_cache_server_that_is_not_there_costs_no_answer(make: Any, run: Any, a
     assert run(ask, cache="redis://127.0.0.1:1") == [True] * 5
 
 
+@pytest.mark.parametrize("path", ["/dev/null/cache", "/proc/cache"])
+def test_a_folder_that_cannot_be_made_or_written_costs_no_answer(run: Any, api: Any, path: str) -> None:
+    async def ask(it: AsyncAgentOrchestrator) -> Any:
+        return [(await it.execute_agent("code-reviewer", f"x{index}")).success for index in range(3)]
+
+    assert run(ask, cache=f"disk://{path}") == [True] * 3
+    assert len(api.requests) == 3
+
+
 def test_a_cache_on_redis_is_shared_by_orchestrators(
     make: Any, run: Any, api: Any, redis_server: Any, namespace: str
 ) -> None:
