@@ -167,7 +167,7 @@ class Reply:
 
 
 class ScriptedAPI:
-    """A Messages API that gives the replies in ``script``, then ``default``.
+    """A Messages API that replies to a task what ``to`` has for it, else what is next in ``script``, else ``default``.
 
     ``reply``, ``message`` and ``failure`` make what a script consists of.
 
@@ -180,6 +180,7 @@ class ScriptedAPI:
     failure = staticmethod(failure)
 
     def __init__(self) -> None:
+        self.to: Dict[str, Reply] = {}
         self.script: Deque[Reply] = deque()
         self.default = Reply()
         self.requests: List[Dict[str, Any]] = []
@@ -230,7 +231,9 @@ class ScriptedAPI:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         with self._lock:
-            reply = self.script.popleft() if self.script else self.default
+            reply = self.to.get(body["messages"][0]["content"])
+            if reply is None:
+                reply = self.script.popleft() if self.script else self.default
             headers = {name.lower(): value for name, value in handler.headers.items()}
             self.requests.append({"path": handler.path, "body": body, "headers": headers, "time": time.monotonic()})
             self._current += 1

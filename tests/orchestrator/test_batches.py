@@ -13,7 +13,7 @@ from claude_force_orchestrator._streaming import as_completed
 
 
 def test_results_come_in_the_order_of_the_tasks_and_one_bad_task_is_one_failure(run: Any, api: Any) -> None:
-    api.says(api.reply(status=400), api.reply(api.message("late"), delay=0.2))
+    api.to = {"refused by the API": api.reply(status=400), "slow": api.reply(api.message("late"), delay=0.2)}
     tasks: List[Any] = [
         ("code-reviewer", "refused by the API"),
         ("code-reviewer", "slow"),
@@ -32,7 +32,7 @@ def test_results_come_in_the_order_of_the_tasks_and_one_bad_task_is_one_failure(
         assert it.totals.tasks == len(tasks)
         return results
 
-    results = run(ask, max_concurrent=1)
+    results = run(ask)
     assert [result.success for result in results] == [False, True, *[False] * 6, True, True]
     assert results[1].output == "late"
     assert isinstance(results[2].error, UnknownAgentError)
