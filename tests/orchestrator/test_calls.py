@@ -149,10 +149,11 @@ def test_the_finer_header_comes_first_and_nonsense_is_passed_over() -> None:
 
 @pytest.mark.parametrize("slow", [{"delay": 5.0}, {"trickle": 0.02}], ids=["silent", "trickling"])
 def test_each_attempt_is_bounded_in_time_whatever_the_server_sends(run: Any, api: Any, slow: Dict[str, float]) -> None:
-    api.says(api.reply(api.message("x" * 2000), **slow), "quick")
+    api.says(api.reply(api.message("x" * 2000), **slow))
+    api.default = api.reply(api.message("quick"))
     result = run(_ask, timeout_seconds=0.3)
     assert (result.success, result.output) == (True, "quick")
-    assert len(api.requests) == 2
+    assert len(api.requests) >= 2
 
 
 def test_a_time_out_after_all_retries_has_its_own_error(run: Any, api: Any) -> None:
