@@ -1,0 +1,25 @@
+"""The conformance kit: proves that a backend keeps the contract.
+
+A backend's author derives :class:`BackendConformance` in a test file of pytest's; :func:`check_backend` and
+``claude-force conformance URL`` run the same checks without pytest. Needs the extra ``testing``.
+"""
+
+from __future__ import annotations
+
+from . import _machine, _sizes  # noqa: F401 - each adds its checks
+from ._checks import CHECKS, Check
+from ._clock import ManualClock
+from ._failure import ConformanceError
+from ._report import CheckResult, Report, check_backend
+from ._suite import BackendConformance
+
+__all__ = [
+    "CHECKS",
+    "BackendConformance",
+    "Check",
+    "CheckResult",
+    "ConformanceError",
+    "ManualClock",
+    "Report",
+    "check_backend",
+]
