@@ -13,7 +13,7 @@ from typing import Awaitable, Callable, Optional, Set, TypeVar
 
 import anyio
 
-from ._errors import BackendUnavailableError
+from ._errors import BackendUnavailableError, CacheError
 
 __all__ = ["Guard"]
 
@@ -91,19 +91,20 @@ class Guard:
         if self._last is not None:
             self._probe_when_due()
             raise type(self._last)(str(self._last))  # a new one each time: an error that is raised again grows
+        before = self._failures
         with anyio.CancelScope() as scope:
             deadline = _Deadline(scope, budget)
             try:
                 result = await verb()
             except BackendUnavailableError as error:
-                self.failed(error)
+                self._failed_since(before, error)
                 raise
             finally:
                 deadline.cancel()
             self._failures = 0
             return result
         late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
-        self.failed(late)
+        self._failed_since(before, late)
         raise late
 
     def failed(self, error: BackendUnavailableError, *, certain: bool = False) -> None:
@@ -114,6 +115,11 @@ class Guard:
             self._next_probe = time.monotonic() + _PROBE_EVERY
             _logger.warning("cache %s is not available, going on without it: %s", self._name, error)
             self._changed(error)
+
+    def _failed_since(self, before: int, error: BackendUnavailableError) -> None:
+        # Calls that were under way together fail together; that is one failure, however many they are.
+        if self._failures <= before:
+            self.failed(error)
 
     async def close(self) -> None:
         """End the probes of this event loop."""
@@ -135,7 +141,7 @@ class Guard:
     async def _try_again(self) -> None:
         try:
             await self._probe()
-        except BackendUnavailableError:
+        except CacheError:
             return
         self._failures = 0
         if self._last is not None:

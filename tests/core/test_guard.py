@@ -67,6 +67,23 @@ def test_the_third_failure_in_a_row_opens_the_breaker_and_then_nothing_is_asked(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+def test_calls_that_fail_together_are_one_failure() -> None:
+    async def main() -> None:
+        store = Store()
+
+        async def slow() -> None:
+            await asyncio.Event().wait()
+
+        for burst in range(3):
+            assert store.guard.outage is None, burst
+            results = await asyncio.gather(*[store.guard.call(slow, 0.01) for _ in range(100)], return_exceptions=True)
+            assert all(isinstance(result, BackendUnavailableError) for result in results)
+        assert store.guard.outage is not None
+        await store.guard.close()
+
+    asyncio.run(main())
+
+
 def test_a_probe_in_the_background_finds_out_that_the_store_is_back(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         store = Store()
