@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from typing import Any, AsyncGenerator, Callable, Dict, Optional
 
@@ -13,8 +12,6 @@ from ._errors import AuthenticationError, ConfigError, OrchestratorError
 from ._settings import check_api_key
 
 __all__ = ["Clients", "make_client"]
-
-_logger = logging.getLogger("claude_force_orchestrator")
 
 
 def make_client(api_key: Optional[str], base_url: str) -> Any:
