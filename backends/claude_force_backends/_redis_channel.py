@@ -42,6 +42,7 @@ Command = Tuple[Argument, ...]
 Reply = object
 
 _DENIED = ("NOAUTH", "WRONGPASS", "NOPERM")
+_DENIED_IN_SCRIPT = "The user executing the script can't"
 _TEXTS = {script.sha: script.text for script in SCRIPTS.values()}
 
 
@@ -250,7 +251,8 @@ def _cut(connection: AbstractConnection) -> None:
 
 def _translated(error: Exception, server: Server) -> CacheError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, (AuthenticationError, NoPermissionError)) or reason.startswith(_DENIED):
+    denied = isinstance(error, (AuthenticationError, NoPermissionError)) or reason.startswith(_DENIED)
+    if denied or _DENIED_IN_SCRIPT in reason:
         return AccessDeniedError(
             f"Redis at {server} refuses access ({reason}): check the user's name, password and permissions"
         )

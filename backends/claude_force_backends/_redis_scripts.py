@@ -203,7 +203,8 @@ local entries = redis.call('HLEN', sizes)
 local info = redis.pcall('INFO', 'stats')
 local evicted = type(info) == 'string' and string.match(info, 'evicted_keys:(%d+)') or '0'
 if entries == 0 then
-    redis.call('HSET', account, 'evicted', evicted)
+    redis.call('DEL', sizes, lives, account)
+    return {more, 1, evicted, 0, 0}
 end
 local checked = redis.call('HGET', account, 'evicted') == evicted and 1 or 0
 return {more, checked, evicted, entries, total()}
@@ -238,7 +239,7 @@ for _, key in ipairs(redis.call('ZRANGE', uses, 0, 999)) do
 end
 local more = redis.call('EXISTS', uses)
 if more == 0 then
-    forget()
+    redis.call('DEL', sizes, lives, account)
 end
 return {deleted, more}
 """
