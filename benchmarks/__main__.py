@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ def main() -> int:
     arguments = _parse()
     chosen = [CASES[name] for name in arguments.only or CASES]
     _forget_the_environment()
+    # Ends by an exception, so that the servers end too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     before, begun, start = machine.load(), datetime.now(timezone.utc), time.monotonic()
     sections: Dict[Case, Section] = {}
     with tempfile.TemporaryDirectory(prefix="claude-force-bench-") as folder:
