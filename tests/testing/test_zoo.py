@@ -1,0 +1,49 @@
+"""The conformance kit can fail: it catches every backend of the zoo that is wrong, and neither that is right."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from zoo import MUTANTS, DictBackend, Mutant, SQLiteBackend
+from zoo.suites import DictConformance, SQLiteConformance, suite_of
+
+from claude_force_cache.testing import CHECKS, check_backend
+
+
+class TestDictBackend(DictConformance):
+    shelf = {}
+
+
+class TestSQLiteBackend(SQLiteConformance):
+    @pytest.fixture(autouse=True)
+    def _store(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "store.db"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.backend.__name__ for mutant in MUTANTS])
+def test_catches_a_defect_by_the_check_that_names_it(mutant: Mutant, tmp_path: Path) -> None:
+    (result,) = check_backend(suite_of(mutant.backend, tmp_path), checks=[mutant.check]).results
+    assert result.outcome == "failed", f"{mutant.backend.__doc__} {mutant.check} {result.outcome} {result.detail}"
+    steps = re.findall(r"^ +\d+\. ", result.detail, re.MULTILINE)
+    assert 1 <= len(steps) <= mutant.steps, result.detail
+
+
+def test_says_of_every_mutant_what_is_wrong() -> None:
+    names = [mutant.backend.__name__ for mutant in MUTANTS]
+    assert len(set(names)) == len(names) >= 30
+    assert all(mutant.backend.__doc__ for mutant in MUTANTS)
+
+
+def test_has_a_mutant_for_every_check() -> None:
+    assert {mutant.check for mutant in MUTANTS} == set(CHECKS)
+
+
+def test_runs_every_check_on_a_backend_that_is_right(tmp_path: Path) -> None:
+    never = set(CHECKS)
+    for backend in (DictBackend, SQLiteBackend):
+        report = check_backend(suite_of(backend, tmp_path), max_examples=1)
+        assert report.passed, report
+        never -= {result.name for result in report.of("passed")}
+    assert not never
