@@ -26,6 +26,9 @@ from hypothesis import settings
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
+# A run in the background is started with SIGINT ignored, and so would be every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _START_SECONDS = 20.0
 _INSTALL = "install it with `apt-get install redis-server memcached` or `make servers`"
 

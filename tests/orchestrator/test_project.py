@@ -36,7 +36,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(config: Path, prefix: str) -> No
     ("text", "part"),
     [
         ("{", "(line 1, column 2)"),
-        ('{\n  "agents": {},\n}', "(line 3, column 1)"),
+        ('{\n  "agents": {}\n  x}', "(line 3, column 3)"),
         ("", "(line 1, column 1)"),
         ("[]", "a JSON object, not a list"),
         ("7", "not a number"),
