@@ -60,7 +60,7 @@ async def executions(bench: Bench) -> Section:
                     orchestrators.append(await stack.enter_async_context(orchestrator))
                     await _fill(orchestrator, tasks, length)
                     contenders.append(_contender(name, orchestrator, tasks, tracked=tracked))
-        series = await interleave(contenders, rounds=bench.pick(8, 40), operations=bench.pick(200, 500))
+        series = await interleave(contenders, rounds=bench.pick(5, 40), operations=bench.pick(200, 500))
         if any(orchestrator.totals.calls != count for orchestrator in orchestrators):
             raise RuntimeError("what was measured were not hits: the API was called")
     return Section(
