@@ -6,8 +6,9 @@ import os
 import re
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, TypeVar, Union, overload
 
-from ._backend import Clock, SyncBackend
+from ._backend import Backend, Clock, SyncBackend
 from ._cache import Cache, CacheSettings
+from ._capabilities import Capabilities
 from ._codecs import Codec, JSONCodec
 from ._errors import IncompatibleBackendError, InvalidOptionError, InvalidURLError
 from ._plugins import load_backend, require_client
@@ -119,7 +120,7 @@ def resolve_source(
 
 @overload
 def open_cache(
-    source: Union[str, Mapping[str, object], None] = ...,
+    source: Union[str, Mapping[str, object], Backend, SyncBackend, None] = ...,
     *,
     codec: Codec[V],
     default: Union[str, Mapping[str, object]] = ...,
@@ -131,7 +132,7 @@ def open_cache(
 
 @overload
 def open_cache(
-    source: Union[str, Mapping[str, object], None] = ...,
+    source: Union[str, Mapping[str, object], Backend, SyncBackend, None] = ...,
     *,
     codec: None = ...,
     default: Union[str, Mapping[str, object]] = ...,
@@ -142,7 +143,7 @@ def open_cache(
 
 
 def open_cache(
-    source: Union[str, Mapping[str, object], None] = None,
+    source: Union[str, Mapping[str, object], Backend, SyncBackend, None] = None,
     *,
     codec: Optional[Codec[Any]] = None,
     default: Union[str, Mapping[str, object]] = "disk://",
@@ -155,7 +156,8 @@ def open_cache(
     :param source: a URL, ``redis://host/0?namespace=team&max_bytes=1GB``, or a table that says the same,
         ``{"backend": "redis", "options": {"host": "host", "path": "/0", "max_bytes": "1GB"}}`` or
         ``{"url": "redis://host/0", "options": {"max_bytes": "1GB"}}``. Without it, ``CLAUDE_CACHE_URL`` is
-        used, and without that ``default``.
+        used, and without that ``default``. Or a backend that was made and not opened yet: it has its own
+        limit and clock, ``max_bytes`` is no option then, and the cache opens and closes it.
     :param codec: how values become bytes; :class:`JSONCodec` by default.
     :param secrets: the secret that entries are sealed with, or several, the first for new entries. Without it
         ``CLAUDE_CACHE_SECRET``; without that, where the store allows it, this machine's own.
@@ -163,9 +165,17 @@ def open_cache(
     :param options: any of :data:`CORE_OPTIONS` and of the backend's options; they override the source's.
     :raises ConfigurationError: of the kind that tells what is wrong; see the tree of errors.
     """
+    arguments: Dict[str, Any] = {
+        "codec": JSONCodec() if codec is None else codec,
+        "secrets": Secrets.given(secrets) if secrets is not None else Secrets.from_environment(os.environ),
+        **({} if clock is None else {"clock": clock}),
+    }
+    chosen_options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(source, (Backend, SyncBackend)):
+        return _on_backend(source, chosen_options, arguments)
     chosen, _ = resolve_source(source, default)
     url, given = _read_source(chosen)
-    given.update({name: value for name, value in options.items() if value is not None})
+    given.update(chosen_options)
 
     plugin = load_backend(url.scheme)
     core_names = {option.name for option in CORE_OPTIONS}
@@ -177,30 +187,43 @@ def open_cache(
     everything = convert_options([*CORE_OPTIONS, *plugin.options], given, owner=f"backend {url.scheme!r}")
     require_client(url.scheme, plugin)
 
-    local = not plugin.capabilities.shared_between_machines
-    alone = not plugin.capabilities.shared_between_processes
-    if everything["tier_bytes"] is None:
-        everything["tier_bytes"] = 0 if alone else 16 * 1024 * 1024
-    if everything["timeout"] is None:
-        everything["timeout"] = 5.0 if local else 0.25
-    core = CacheSettings(**{name: everything[name] for name in core_names})
+    core = _core_settings(everything, plugin.capabilities)
     own = {option.name: everything[option.name] for option in plugin.options}
     backend = plugin.create(
         BackendSettings(url=url, namespace=core.namespace, max_bytes=core.max_bytes, clock=clock, options=own)
     )
     shown = {option.name: "***" for option in plugin.options if option.secret and everything[option.name]}
-    found = Secrets.given(secrets) if secrets is not None else Secrets.from_environment(os.environ)
-    arguments: Dict[str, Any] = {} if clock is None else {"clock": clock}
     return Cache(
-        ThreadedBackend(backend) if isinstance(backend, SyncBackend) else backend,
+        _driven(backend),
         name=url.scheme,
         url=str(url),
-        codec=JSONCodec() if codec is None else codec,
         settings=core,
         options={**everything, **shown},
-        secrets=found,
         **arguments,
     )
+
+
+def _on_backend(
+    backend: Union[Backend, SyncBackend], given: Mapping[str, object], arguments: Mapping[str, Any]
+) -> Cache[Any]:
+    name = type(backend).__name__
+    known = [option for option in CORE_OPTIONS if option.name != "max_bytes"]
+    everything = {**convert_options(known, given, owner=f"a cache on a {name}"), "max_bytes": None}
+    core = _core_settings(everything, backend.capabilities)
+    return Cache(_driven(backend), name=name, url=name, settings=core, options=everything, **arguments)
+
+
+def _core_settings(everything: Dict[str, Any], capabilities: Capabilities) -> CacheSettings:
+    """Return what is the core's among all settings, after filling in what depends on the store."""
+    if everything["tier_bytes"] is None:
+        everything["tier_bytes"] = 16 * 1024 * 1024 if capabilities.shared_between_processes else 0
+    if everything["timeout"] is None:
+        everything["timeout"] = 0.25 if capabilities.shared_between_machines else 5.0
+    return CacheSettings(**{option.name: everything[option.name] for option in CORE_OPTIONS})
+
+
+def _driven(backend: Union[Backend, SyncBackend]) -> Backend:
+    return ThreadedBackend(backend) if isinstance(backend, SyncBackend) else backend
 
 
 def _read_source(source: Union[str, Mapping[str, object]]) -> Tuple[BackendURL, Dict[str, object]]:

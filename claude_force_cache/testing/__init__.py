@@ -6,7 +6,23 @@ A backend's author derives :class:`BackendConformance` in a test file of pytest'
 
 from __future__ import annotations
 
-from . import _machine, _sizes  # noqa: F401 - each adds its checks
+# isort: off
+from . import (  # noqa: F401 - each adds its checks, which run in this order
+    _sizes,
+    _values,
+    _versions,
+    _lives,
+    _evictions,
+    _namespaces,
+    _lifecycle,
+    _promises,
+    _corruption,
+    _concurrency,
+    _processes,
+    _machine,
+)
+
+# isort: on
 from ._checks import CHECKS, Check
 from ._clock import ManualClock
 from ._failure import ConformanceError

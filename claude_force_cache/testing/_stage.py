@@ -8,9 +8,24 @@ import itertools
 import os
 import secrets
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Coroutine, Iterator, List, NoReturn, Optional, Tuple, Type, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Coroutine,
+    Iterator,
+    List,
+    NoReturn,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from .._backend import Backend, SyncBackend
+from .._errors import CacheError
+from .._threads import ThreadedBackend
 from ._clock import ManualClock
 from ._failure import ConformanceError
 from ._handle import AnyBackend, Handle
@@ -50,10 +65,11 @@ class Stage:
         self.namespace = f"{_RUN}-{next(_numbers):07}"
         self.steps: List[str] = []
         if max_bytes is not None:
-            self.steps.append(f"open(max_bytes={max_bytes})")
+            self.steps.append(f"max_bytes is {max_bytes}")
         self.expected: Tuple[Type[BaseException], ...] = ()
         self.loop = asyncio.new_event_loop()
-        self._handles: List[Handle] = []
+        self.handles: List[Handle] = []
+        self._at_end: List[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what ``work`` returns in this stage's event loop."""
@@ -80,11 +96,30 @@ class Stage:
     ) -> Handle:
         """Return a new backend's handle, by default opened and on this stage's namespace and limit."""
         handle = Handle(self.make(namespace=namespace, max_bytes=max_bytes), self, name)
-        self._handles.append(handle)
+        self.handles.append(handle)
         if opened:
             handle.open()
-            self.steps.pop()
+            if len(self.handles) == 1:
+                self.steps.pop()
         return handle
+
+    def view(self, handle: Handle) -> Backend:
+        """Return the handle's backend as the core drives it: a blocking one in worker threads."""
+        if isinstance(handle.backend, Backend):
+            return handle.backend
+        view = ThreadedBackend(handle.backend)
+        self.at_end(view.close)
+        return view
+
+    def at_end(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``close`` when the example is over, after its entries were cleared."""
+        self._at_end.append(close)
+
+    def change_loop(self) -> None:
+        """Go on in a new event loop; the one before is closed."""
+        self._close_loop()
+        self.loop = asyncio.new_event_loop()
+        self.steps.append("go on in another event loop")
 
     def advance(self, seconds: float) -> None:
         """Let time pass: by the clock that the backends were given, or else by the suite's hook."""
@@ -98,9 +133,13 @@ class Stage:
         """Write down a step that is no single verb."""
         self.steps.append(step)
 
+    def failure(self, message: str) -> ConformanceError:
+        """Return an error with the steps so far."""
+        return ConformanceError(message, self.steps)
+
     def fail(self, message: str) -> NoReturn:
         """Raise :class:`ConformanceError` with the steps so far."""
-        raise ConformanceError(message, self.steps)
+        raise self.failure(message)
 
     def require(self, condition: bool, message: str) -> None:
         """Fail unless ``condition`` holds."""
@@ -141,12 +180,22 @@ class Stage:
 
     def close(self) -> None:
         """Remove what the example stored, and everything that it opened. Does not raise for a broken backend."""
-        for handle in self._handles:
-            for verb in ("clear", "close"):
-                try:
-                    handle._call(verb)
-                except ConformanceError:
-                    pass  # the checks judge the backend; here only the traces of an example are removed
+        for handle in self.handles:
+            self._try(handle.clear)
+        for close in self._at_end:
+            self._try(lambda: self.run(close()))  # noqa: B023 - called here
+        for handle in self.handles:
+            self._try(handle.close)
+        self._close_loop()
+
+    @staticmethod
+    def _try(end: Callable[[], object]) -> None:
+        try:
+            end()
+        except (CacheError, ConformanceError):
+            pass  # the checks judge the backend; here only the traces of an example are removed
+
+    def _close_loop(self) -> None:
         try:
             self.run(self.loop.shutdown_asyncgens())
             for task in asyncio.all_tasks(self.loop):

@@ -1,0 +1,189 @@
+"""Checks of the limit: it holds after every verb, and the right entries go for it, no more than needed."""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, List, Set, Tuple
+
+from hypothesis import strategies as st
+
+from ._checks import check
+from ._handle import Handle
+from ._kit import Kit
+from ._needs import able, one_partition, usage_order, writable_time
+from ._stage import Stage
+
+_NAMES = [f"k{number}" for number in range(6)]
+_ENTRY = 10
+
+
+def _fill(kit: Kit, stage: Stage) -> Handle:
+    """Store six entries of ten bytes, whose uses can be told apart."""
+    handle = stage.handle()
+    for name in _NAMES:
+        handle.set(name, bytes(_ENTRY - 2))
+        _let_uses_part(kit, stage)
+    return handle
+
+
+def _let_uses_part(kit: Kit, stage: Stage) -> None:
+    if kit.capabilities.recency:
+        stage.advance(kit.capabilities.recency + kit.tick)
+
+
+def _gone(stage: Stage, handle: Handle, before: Set[str]) -> Set[str]:
+    return before - set(handle.scanned_keys())
+
+
+@check()
+def limit_is_hard(kit: Kit) -> None:
+    """The account is within max_bytes whenever a write returns."""
+    write = st.tuples(st.sampled_from(["set", "add", "set_many"]), st.integers(0, 9), st.integers(0, 48))
+
+    @kit.examples(writes=st.lists(write, min_size=1, max_size=12))
+    def writing(writes: List[Tuple[str, int, int]]) -> None:
+        with kit.stage(50) as stage:
+            handle = stage.handle()
+            for verb, key, length in writes:
+                if verb == "set_many":
+                    handle.set_many({f"k{key}": (bytes(length), None), f"k{(key + 1) % 10}": (bytes(length), None)})
+                else:
+                    getattr(handle, verb)(f"k{key}", bytes(length))
+                stage.account(handle)
+
+
+@check(usage_order)
+def eviction_order(kit: Kit) -> None:
+    """The least recently used go first; reads, writes, touches and an add that finds an entry are uses."""
+    uses: Dict[str, Callable[[Handle, str], object]] = {
+        "get": lambda handle, key: handle.get(key),
+        "get_many": lambda handle, key: handle.get_many([key]),
+        "set": lambda handle, key: handle.set(key, bytes(_ENTRY - 2)),
+        "set_many": lambda handle, key: handle.set_many({key: (bytes(_ENTRY - 2), None)}),
+        "touch": lambda handle, key: handle.touch(key, ttl=None),
+        "add": lambda handle, key: handle.add(key, b""),
+    }
+    use = st.tuples(st.sampled_from(sorted(uses)), st.sampled_from(_NAMES))
+
+    @kit.examples(order=st.lists(use, max_size=6), more=st.integers(1, 5))
+    def using(order: List[Tuple[str, str]], more: int) -> None:
+        with kit.stage(_ENTRY * len(_NAMES)) as stage:
+            handle = _fill(kit, stage)
+            recency = list(_NAMES)
+            for verb, name in order:
+                uses[verb](handle, name)
+                recency.append(recency.pop(recency.index(name)))
+                _let_uses_part(kit, stage)
+            handle.scan()
+            handle.set("new", bytes(_ENTRY * more - 3))
+            gone = _gone(stage, handle, set(_NAMES))
+            right = recency[: max(more, len(gone))]
+            stage.require(gone == set(right), f"{sorted(gone)} went, of which the least recently used are {right}")
+
+
+@check(usage_order)
+def eviction_ignores_scans(kit: Kit) -> None:
+    """A scan, a look at the account, and a delete or touch that does not apply are no uses."""
+    with kit.stage(_ENTRY * len(_NAMES)) as stage:
+        handle = _fill(kit, stage)
+        handle.scan()
+        handle.usage()
+        handle.set("new", bytes(_ENTRY - 3))
+        gone = _gone(stage, handle, set(_NAMES))
+        right = set(_NAMES[: len(gone)])
+        stage.require(bool(gone) and gone == right, f"{sorted(gone)} went after a scan, expected the oldest")
+
+
+@check()
+def eviction_count(kit: Kit) -> None:
+    """A set returns how many other live entries it evicted, not counting its predecessor."""
+
+    @kit.examples(lengths=st.lists(st.integers(0, 40), min_size=3, max_size=8))
+    def counting(lengths: List[int]) -> None:
+        with kit.stage(50) as stage:
+            handle = stage.handle()
+            there: Set[str] = set()
+            for number, length in enumerate(lengths):
+                key = f"k{number % 5}"
+                evicted = handle.set(key, bytes(length))
+                gone = _gone(stage, handle, there - {key})
+                stage.expect(f"what set({key!r}) returned, when {sorted(gone)} went,", evicted, len(gone))
+                there = {*there - gone, key}
+
+
+@check(writable_time)
+def eviction_count_without_expired(kit: Kit) -> None:
+    """An expired entry that goes to make room is not counted among the evicted."""
+    with kit.stage(30) as stage:
+        handle = stage.handle()
+        handle.set("dead", bytes(20), ttl=kit.tick)
+        stage.advance(kit.tick + kit.late)
+        stage.expect("set, for which only an expired entry had to go,", handle.set("new", bytes(25)), 0)
+        stage.account(handle, 1, 28)
+
+
+@check(one_partition)
+def eviction_no_more_than_needed(kit: Kit) -> None:
+    """Entries go only when a write does not fit, and no more than it needs, apart from the declared slack."""
+
+    @kit.examples(lengths=st.lists(st.integers(0, 40), min_size=2, max_size=8))
+    def needing(lengths: List[int]) -> None:
+        with kit.stage(60) as stage:
+            handle = stage.handle()
+            sizes: Dict[str, int] = {}
+            for number, length in enumerate(lengths):
+                key = f"k{number}"
+                handle.set(key, bytes(length))
+                sizes[key] = len(key) + length
+                total = sum(sizes.values())
+                gone = {name: sizes.pop(name) for name in _gone(stage, handle, set(sizes))}
+                if gone:
+                    left, least = sum(sizes.values()), 60 - kit.capabilities.eviction_slack * 60
+                    stage.require(total > 60, f"{sorted(gone)} went, and {total} bytes fit")
+                    stage.require(left + max(gone.values()) > least, f"{sorted(gone)} went, {left} bytes are left")
+
+
+@check()
+def eviction_spares_the_new(kit: Kit) -> None:
+    """What was just written is never the victim of its own write."""
+    with kit.stage(50) as stage:
+        handle = stage.handle()
+        for number in range(12):
+            key, verb = f"k{number}", ("set", "add")[number % 2]
+            getattr(handle, verb)(key, bytes(20 + number))
+            stage.expect(f"get({key!r}) after its {verb}", handle.value(key), bytes(20 + number))
+            stage.account(handle)
+
+
+@check(writable_time, one_partition)
+def eviction_of_the_expired_first(kit: Kit) -> None:
+    """Expired entries go before live ones, although they were used later."""
+    with kit.stage(30) as stage:
+        handle = stage.handle()
+        handle.set("old", bytes(7))
+        handle.set("dead", bytes(6), ttl=kit.tick)
+        stage.advance(kit.tick + kit.late)
+        stage.expect("set", handle.set("new", bytes(17)), 0)
+        stage.expect("get of the live entry", handle.value("old"), bytes(7))
+        stage.account(handle, 2, 30)
+
+
+@check(able("persistent"))
+def limit_at_open(kit: Kit) -> None:
+    """A namespace above max_bytes is brought within it by open, and the account agrees."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        for number in range(10):
+            handle.set(f"k{number}", bytes(_ENTRY - 2))
+            if usage_order(kit) is None:
+                _let_uses_part(kit, stage)
+        handle.get("k0")
+        handle.close()
+        limit = 50 * kit.capabilities.partitions
+        stage.max_bytes = limit
+        handle = stage.handle()
+        stage.account(handle)
+        left = handle.scanned_keys()
+        stage.expect("usage", tuple(handle.usage()), (len(left), _ENTRY * len(left)))
+        if usage_order(kit) is None:
+            right = {"k0", *(f"k{number}" for number in range(10 - len(left) + 1, 10))}
+            stage.require(set(left) == right, f"{left} are left, not the most recently used")

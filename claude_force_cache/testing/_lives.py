@@ -1,0 +1,264 @@
+"""Checks of lives: when an entry ends, to the second, and what begins and does not begin a new life."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Dict, List
+
+from hypothesis import strategies as st
+
+from ._checks import check
+from ._handle import Handle
+from ._kit import Kit
+from ._needs import able, settable_clock, writable_time
+from ._stage import Stage
+
+_QUARTER = 0.25
+_LONG = 1000.0
+_YEARS = 100 * 365.25 * 24 * 3600
+_PATIENCE = 15.0
+_POLL = 0.02
+
+
+@check(settable_clock)
+def ttl_edge(kit: Kit) -> None:
+    """An entry is live up to the last moment of its life, and gone when it ends, later only by the resolution."""
+
+    @kit.examples(quarters=st.one_of(st.integers(1, 12), st.integers(1, 40_000)))
+    def edges(quarters: int) -> None:
+        ttl = quarters * _QUARTER
+        with kit.stage() as stage:
+            handle = stage.handle()
+            handle.set("key", b"value", ttl=ttl)
+            stage.advance(ttl - _QUARTER)
+            stage.require(handle.get("key") is not None, f"a life of {ttl} s ended {_QUARTER} s early")
+            stage.account(handle, 1, 8)
+            stage.advance(_QUARTER + kit.late)
+            stage.require(handle.get("key") is None, f"an entry is there {kit.late:g} s after its life of {ttl} s")
+            stage.account(handle, 0, 0)
+
+
+@check(settable_clock)
+def ttl_in_scan(kit: Kit) -> None:
+    """A scan tells how long each entry has to live, and that one without an end has none."""
+
+    @kit.examples(quarters=st.integers(2, 4000), passed=st.integers(0, 4000))
+    def lives(quarters: int, passed: int) -> None:
+        ttl, gone = quarters * _QUARTER, min(passed, quarters - 1) * _QUARTER
+        with kit.stage() as stage:
+            handle = stage.handle()
+            handle.set("ends", b"value", ttl=ttl)
+            handle.set("stays", b"value")
+            stage.advance(gone)
+            left = {info.key: info.ttl for info in handle.scan()}
+            stage.expect("the life of an entry without an end", left.get("stays", 0.0), None)
+            seen = left.get("ends")
+            if seen is None or not -0.001 <= seen - (ttl - gone) <= kit.late + 0.001:
+                stage.fail(f"scan says that {seen} s are left: expected {ttl - gone}")
+
+
+@check(writable_time)
+def ttl_of_every_verb(kit: Kit) -> None:
+    """An expired entry is gone for every verb: not found, deleted, touched, counted, scanned or cleared."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        for key in "abcdefg":
+            handle.set(key, b"value", ttl=kit.tick)
+        version = handle.version("f")
+        stage.advance(kit.tick + kit.late)
+        stage.expect("clear, with expired entries only,", handle.clear(), 0)
+        for key in "abcdefg":
+            handle.set(key, b"value", ttl=kit.tick)
+        stage.advance(kit.tick + kit.late)
+        stage.expect("get", handle.get("a"), None)
+        stage.expect("get_many", handle.get_many(["a", "b"]), {})
+        stage.expect("delete", handle.delete("c"), False)
+        stage.expect("touch", handle.touch("d", ttl=60), False)
+        stage.expect("get after touch", handle.get("d"), None)
+        stage.expect("touch by version", handle.touch("f", ttl=60, version=version), False)
+        stage.expect("add", handle.add("e", b"new"), True)
+        stage.expect("scan", handle.scanned_keys(), ["e"])
+        stage.account(handle, 1, 4)
+
+
+@check()
+def ttl_far_future(kit: Kit) -> None:
+    """The longest life that is declared is given, a hundred years where none is, and does not end at once."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        longest = handle.backend.capabilities.max_ttl or _YEARS
+        for ttl in (longest, longest / 2, 40 * 24 * 3600.0, 20 * 24 * 3600.0):
+            if ttl > longest:
+                continue
+            handle.set("set", b"value", ttl=ttl)
+            handle.delete("add")
+            handle.add("add", b"value", ttl=ttl)
+            handle.set("touched", b"value")
+            handle.touch("touched", ttl=ttl)
+            for key in ("set", "add", "touched"):
+                stage.expect(f"get({key!r}) at once", handle.value(key), b"value")
+            if stage.clock is not None:
+                stage.advance(ttl - 1)
+                for key in ("set", "add", "touched"):
+                    stage.expect(f"get({key!r}) a second before its end", handle.value(key), b"value")
+                stage.advance(1 + kit.late)
+                stage.account(handle, 0, 0)
+            else:
+                stage.account(handle, 3, 28)
+
+
+@check(writable_time)
+def ttl_renewed_by_overwrite(kit: Kit) -> None:
+    """An overwrite begins a new life, longer or shorter than the one before."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        handle.set("longer", b"value", ttl=kit.tick)
+        handle.set("longer", b"value", ttl=_LONG)
+        handle.set("shorter", b"value", ttl=_LONG)
+        handle.set("shorter", b"value", ttl=kit.tick)
+        handle.set("began", b"value")
+        handle.set("began", b"value", ttl=kit.tick)
+        stage.advance(kit.tick + kit.late)
+        stage.expect("get of what was overwritten with a longer life", handle.value("longer"), b"value")
+        stage.expect("get of what was overwritten with a shorter life", handle.get("shorter"), None)
+        stage.expect("get of what lived for ever before", handle.get("began"), None)
+        stage.account(handle, 1, 11)
+
+
+@check(writable_time)
+def ttl_dropped_by_overwrite(kit: Kit) -> None:
+    """An overwrite without an end forgets the life of its predecessor."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        handle.set("set", b"value", ttl=kit.tick)
+        handle.set("set", b"value")
+        handle.set("bulk", b"value", ttl=kit.tick)
+        handle.set_many({"bulk": (b"value", None)})
+        handle.set("deleted", b"value", ttl=kit.tick)
+        handle.delete("deleted")
+        handle.add("deleted", b"value")
+        stage.advance(2 * kit.tick + kit.late)
+        for key in ("set", "bulk", "deleted"):
+            stage.expect(f"get({key!r}), overwritten with ttl=None,", handle.value(key), b"value")
+        stage.account(handle, 3, 29)
+
+
+@check(writable_time)
+def ttl_not_renewed_by_reading(kit: Kit) -> None:
+    """Reads, scans and an add that finds the key taken do not prolong a life."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        life = 2 * kit.tick + kit.late
+        for key in ("get", "get_many", "add"):
+            handle.set(key, b"value", ttl=life)
+        stage.advance(kit.tick)
+        handle.get("get")
+        handle.get_many(["get_many"])
+        handle.add("add", b"other", ttl=_LONG)
+        handle.scan()
+        stage.advance(kit.tick + 2 * kit.late)
+        for key in ("get", "get_many", "add"):
+            stage.expect(f"get({key!r}) after its life", handle.get(key), None)
+        stage.account(handle, 0, 0)
+
+
+@check(writable_time)
+def ttl_set_by_touch(kit: Kit) -> None:
+    """A touch begins a new life from now: longer, shorter, or without an end."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        short, longer = kit.tick, 2 * kit.tick
+        for key, before, after in (("longer", longer, _LONG), ("shorter", _LONG, short), ("ever", longer, None)):
+            handle.set(key, b"value", ttl=before)
+            stage.expect(f"touch({key!r})", handle.touch(key, ttl=after), True)
+        handle.set("guarded", b"value")
+        version = handle.version("guarded")
+        stage.expect("touch by version", handle.touch("guarded", ttl=kit.tick, version=version), True)
+        stage.advance(2 * kit.tick + kit.late)
+        stage.expect("scan", handle.scanned_keys(), ["ever", "longer"])
+        stage.account(handle, 2, 20)
+
+
+@check(settable_clock)
+def ttl_when_the_clock_is_set_back(kit: Kit) -> None:
+    """An entry that was found to be over does not come back when the clock is set back."""
+    finders: Dict[str, Callable[[Handle], object]] = {
+        "get": lambda handle: handle.get("key"),
+        "get_many": lambda handle: handle.get_many(["key"]),
+        "usage": lambda handle: handle.usage(),
+        "touch": lambda handle: handle.touch("key", ttl=60),
+        "delete": lambda handle: handle.delete("key"),
+        "clear": lambda handle: handle.clear(),
+    }
+    for name, find in finders.items():
+        with kit.stage() as stage:
+            handle = stage.handle()
+            handle.set("key", b"value", ttl=5)
+            stage.advance(5 + kit.late)
+            find(handle)
+            stage.note(f"{name} finds nothing")
+            stage.advance(-4 - kit.late)
+            stage.expect("get", handle.get("key"), None)
+            stage.account(handle, 0, 0)
+
+
+@check(able("persistent"), settable_clock)
+def ttl_across_reopening(kit: Kit) -> None:
+    """A life goes on while the backend is closed: what ended meanwhile is gone, and stays gone."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        handle.set("short", b"value", ttl=2)
+        handle.set("long", b"value", ttl=10)
+        stage.advance(1)
+        handle.close()
+        stage.advance(1 + kit.late)
+        handle = stage.handle()
+        stage.expect("get of what ended while the backend was closed", handle.get("short"), None)
+        stage.expect("get of what is still live", handle.value("long"), b"value")
+        stage.account(handle, 1, 9)
+        handle.close()
+        stage.advance(8)
+        handle = stage.handle()
+        stage.account(handle, 0, 0)
+        stage.advance(-9 - kit.late)
+        stage.expect("scan after the clock was set back", handle.scanned_keys(), [])
+
+
+@check()
+def ttl_by_the_stores_own_clock(kit: Kit) -> None:
+    """Without a clock that is given, lives end in real time: never early, and not much later than declared."""
+    with kit.stage(real_time=True) as stage:
+        handle = stage.handle()
+        life = 0.25 if kit.late < 1 else 1.0
+        handle.set("kept", b"value", ttl=_LONG)
+        handle.set("touched", b"value")
+        handle.set("dropped", b"value", ttl=life)
+        handle.set("dropped", b"value")
+        began = time.monotonic()
+        handle.set("set", b"value", ttl=life)
+        handle.add("add", b"value", ttl=life)
+        handle.set_many({"bulk": (b"value", life)})
+        handle.touch("touched", ttl=life)
+        _wait_for_end(stage, ["set", "add", "bulk", "touched"], began, life, kit.late)
+        for key in ("set", "add", "bulk", "touched"):
+            stage.expect(f"delete({key!r}) after its life", handle.delete(key), False)
+        stage.expect("scan", handle.scanned_keys(), ["dropped", "kept"])
+        stage.account(handle, 2, 21)
+
+
+def _wait_for_end(stage: Stage, keys: List[str], began: float, life: float, late: float) -> None:
+    """Poll until none of the entries is there, and fail if one ends early or does not end."""
+    (handle,) = stage.handles
+    shown = len(stage.steps)
+    while True:
+        found = handle.get_many(keys)
+        del stage.steps[shown:]
+        passed = time.monotonic() - began
+        if passed < life:
+            stage.require(set(found) == set(keys), f"a life of {life:g} s ended early: only {sorted(found)} are there")
+        if not found:
+            return
+        # A machine under load may be late by itself, so the bound is a generous one.
+        limit = life + late + _PATIENCE
+        stage.require(passed < limit, f"{sorted(found)} are there {passed:.1f} s after a life of {life:g} s began")
+        time.sleep(_POLL)

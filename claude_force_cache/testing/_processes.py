@@ -1,0 +1,79 @@
+"""Checks of several processes on one store."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Callable, List
+
+from ._checks import check
+from ._concurrency import judge_adds, judge_stores, judge_tickets, judge_writes
+from ._kit import Kit
+from ._needs import able, hook, unable
+from ._process import ProcessFailure, run_processes
+from ._stage import Stage
+
+_WORKERS = 3
+_SHARE = 200
+
+
+def _processes(kit: Kit, stage: Stage, deed: str, workers: int = _WORKERS) -> List[List[str]]:
+    factory = kit.suite.second_process(namespace=stage.namespace, max_bytes=stage.max_bytes)
+    _require_pickle(factory)
+    stage.note(f"{workers} processes {deed} at the same time")
+    try:
+        return run_processes(factory, deed, workers)
+    except ProcessFailure as error:
+        raise stage.failure(str(error)) from error
+
+
+def _require_pickle(factory: Callable[[], Any]) -> None:
+    try:
+        pickle.dumps(factory)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"second_process returned what another process cannot be given ({error}): "
+            "return functools.partial(YourBackend, settings), made of what can be imported"
+        ) from error
+
+
+@check(able("shared_between_processes"), hook("second_process"))
+def processes_adding(kit: Kit) -> None:
+    """Of any number of processes that add one key exactly one is told that it did."""
+    with kit.stage(real_time=True) as stage:
+        handle = stage.handle()
+        judge_adds(stage, handle, _processes(kit, stage, "add"))
+
+
+@check(able("shared_between_processes"), hook("second_process"))
+def processes_storing(kit: Kit) -> None:
+    """The account loses nothing of what several processes store, overwrite and delete at the same time."""
+    with kit.stage(real_time=True) as stage:
+        handle = stage.handle()
+        judge_stores(stage, handle, _processes(kit, stage, "store"))
+
+
+@check(able("shared_between_processes"), hook("second_process"))
+def processes_writing_at_the_limit(kit: Kit) -> None:
+    """The account is exact and within the limit after several processes have written the same keys."""
+    with kit.stage(_SHARE, real_time=True) as stage:
+        handle = stage.handle()
+        _processes(kit, stage, "write")
+        judge_writes(stage, handle)
+
+
+@check(able("shared_between_processes"), hook("second_process"))
+def processes_deleting(kit: Kit) -> None:
+    """A delete by version takes what was read and nothing newer, also between processes."""
+    with kit.stage(real_time=True) as stage:
+        handle = stage.handle()
+        judge_tickets(stage, handle, _processes(kit, stage, "take"))
+
+
+@check(unable("shared_between_processes"), hook("second_process"))
+def processes_apart(kit: Kit) -> None:
+    """A store that is declared as not shared is not: what processes share has to be declared."""
+    with kit.stage(real_time=True) as stage:
+        handle = stage.handle()
+        handle.set("key", b"value")
+        _processes(kit, stage, "store", 1)
+        stage.account(handle, 1, 8)

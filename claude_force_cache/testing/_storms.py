@@ -1,0 +1,84 @@
+"""What many do at the same time: one worker's part, for tasks, threads and processes alike."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Awaitable, Callable, Dict, List
+
+from .._backend import Backend
+
+__all__ = ["WORKERS", "Worker"]
+
+Worker = Callable[[Backend, int], Awaitable[List[str]]]
+"""Does one worker's part, given its number, and returns what the others need to know of it."""
+
+KEYS = [f"k{number}" for number in range(7)]
+TURNS = 25
+
+
+async def add(backend: Backend, number: int) -> List[str]:
+    """Add each key; return those that this worker won."""
+    won = []
+    for turn in range(TURNS):
+        if await backend.add(f"add-{turn}", str(number).encode(), ttl=None):
+            won.append(f"add-{turn}")
+        await asyncio.sleep(0)
+    return won
+
+
+async def write(backend: Backend, number: int) -> List[str]:
+    """Do a bit of everything on a few keys; return nothing."""
+    dice = random.Random(number)  # noqa: S311 - repeatable, and guards nothing
+    for turn in range(TURNS):
+        key = dice.choice(KEYS)
+        verb = dice.randrange(9)
+        value = bytes([number]) * dice.randrange(40)
+        if verb < 4:
+            await backend.set(key, value, ttl=dice.choice([None, 60]))
+        elif verb == 4:
+            await backend.add(key, value, ttl=None)
+        elif verb == 5:
+            await backend.delete(key)
+        elif verb == 6:
+            await backend.touch(key, ttl=dice.choice([None, 60]))
+        elif verb == 7:
+            await backend.set_many({key: (value, None), KEYS[turn % len(KEYS)]: (value, 60)})
+        else:
+            entry = await backend.get(key)
+            if entry is not None:
+                await backend.delete(key, version=entry.version)
+    return []
+
+
+async def store(backend: Backend, number: int) -> List[str]:
+    """Store keys of its own, overwrite some and delete some; return those that are left."""
+    left = []
+    for turn in range(TURNS):
+        key = f"own-{number}-{turn}"
+        await backend.set(key, bytes(turn), ttl=None)
+        if turn % 3 == 1:
+            await backend.set(key, bytes(2 * turn), ttl=None)
+        if turn % 3 == 2:
+            await backend.delete(key)
+        else:
+            left.append(key)
+    return left
+
+
+async def take(backend: Backend, number: int) -> List[str]:
+    """Put a ticket where there is none, and take away what was seen there; return each deed with the ticket."""
+    deeds = []
+    for turn in range(TURNS):
+        ticket = f"{number}-{turn}"
+        if await backend.add("ticket", ticket.encode(), ttl=None):
+            deeds.append(f"put {ticket}")
+        entry = await backend.get("ticket")
+        if entry is not None:
+            await asyncio.sleep(0)
+            if await backend.delete("ticket", version=entry.version):
+                deeds.append(f"take {entry.value.decode()}")
+    return deeds
+
+
+WORKERS: Dict[str, Worker] = {"add": add, "write": write, "store": store, "take": take}
