@@ -14,7 +14,7 @@ from ._handle import Handle
 from ._kit import Kit
 from ._needs import able
 from ._stage import Stage
-from ._storms import KEYS, WORKERS
+from ._worker import KEYS, WORKERS
 
 T = TypeVar("T")
 

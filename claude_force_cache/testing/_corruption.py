@@ -21,7 +21,9 @@ _SECRET = "the secret of the conformance kit"  # noqa: S105 - seals nothing but 
 _ANSWER = {"answer": "forty-two, and some more text to damage"}
 _OTHER = {"answer": "another"}
 
-_flips = st.tuples(st.integers(0, 10_000), st.integers(1, 255))
+# Backends and the core keep notes of their own at the beginning, so that is where damage tells the most.
+_places = st.one_of(st.integers(0, 40), st.integers(0, 10_000))
+_flips = st.tuples(_places, st.integers(1, 255))
 _extensions = st.binary(min_size=1, max_size=40)
 
 
@@ -124,7 +126,7 @@ def corrupt_by_flip(kit: Kit) -> None:
 def corrupt_by_truncation(kit: Kit) -> None:
     """A stored value that was cut short, also to nothing, is a miss, evicted, uncounted, and reported once."""
 
-    @kit.examples(left=st.integers(0, 10_000))
+    @kit.examples(left=_places)
     def damage(left: int) -> None:
         with _sealed(kit) as cache:
             sealed = cache.sealed()
@@ -210,7 +212,7 @@ def corrupt_by_raw_damage(kit: Kit) -> None:
     """Whatever a stranger does to stored bytes, the cache gives the true answer or a miss, and the account holds."""
     kinds = st.one_of(
         st.tuples(st.just("flip"), _flips),
-        st.tuples(st.just("truncate"), st.integers(0, 10_000)),
+        st.tuples(st.just("truncate"), _places),
         st.tuples(st.just("extend"), _extensions),
         st.tuples(st.just("replace"), st.binary(max_size=60)),
     )

@@ -29,6 +29,9 @@ MODE_VARIABLE = "CLAUDE_FORCE_CONFORMANCE"
 SEED_VARIABLE = "CLAUDE_FORCE_CONFORMANCE_SEED"
 EXAMPLES_VARIABLE = "CLAUDE_FORCE_CONFORMANCE_EXAMPLES"
 
+# Below that, a property says little; what a slow store saves by fewer is in the state machine.
+_LEAST_EXAMPLES = 20
+
 _SESSION_SEED = secrets.randbelow(1 << 32)
 
 
@@ -42,7 +45,7 @@ class Effort:
     """
 
     seed: int = 0
-    max_examples: int = 50
+    max_examples: int = 60
     repeatable: bool = True
 
     @classmethod
@@ -145,7 +148,7 @@ class Kit:
 
         def run(test: Callable[..., None]) -> None:
             given = hypothesis.given(**strategies)(test)
-            settings = self._settings(max(5, self.effort.max_examples // 2))
+            settings = self._settings(max(_LEAST_EXAMPLES, self.effort.max_examples // 2))
             self._run(hypothesis.seed(self._seed)(settings(given)))
 
         return run

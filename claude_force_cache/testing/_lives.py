@@ -230,20 +230,25 @@ def ttl_by_the_stores_own_clock(kit: Kit) -> None:
     with kit.stage(real_time=True) as stage:
         handle = stage.handle()
         life = 0.25 if kit.late < 1 else 1.0
-        handle.set("kept", b"value", ttl=_LONG)
+        for key in ("shortened", "kept"):
+            handle.set(key, b"value", ttl=_LONG)
+        for key in ("dropped", "prolonged", "touched"):
+            handle.set(key, b"value", ttl=life)
         handle.set("touched", b"value")
-        handle.set("dropped", b"value", ttl=life)
         handle.set("dropped", b"value")
+        handle.set("prolonged", b"value", ttl=_LONG)
+        ending = ["set", "add", "bulk", "shortened", "touched"]
         began = time.monotonic()
         handle.set("set", b"value", ttl=life)
         handle.add("add", b"value", ttl=life)
         handle.set_many({"bulk": (b"value", life)})
+        handle.set("shortened", b"value", ttl=life)
         handle.touch("touched", ttl=life)
-        _wait_for_end(stage, ["set", "add", "bulk", "touched"], began, life, kit.late)
-        for key in ("set", "add", "bulk", "touched"):
+        _wait_for_end(stage, ending, began, life, kit.late)
+        for key in ending:
             stage.expect(f"delete({key!r}) after its life", handle.delete(key), False)
-        stage.expect("scan", handle.scanned_keys(), ["dropped", "kept"])
-        stage.account(handle, 2, 21)
+        stage.expect("scan", handle.scanned_keys(), ["dropped", "kept", "prolonged"])
+        stage.account(handle, 3, 35)
 
 
 def _wait_for_end(stage: Stage, keys: List[str], began: float, life: float, late: float) -> None:

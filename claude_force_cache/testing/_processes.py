@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from typing import Any, Callable, List
+import subprocess
+import sys
+from typing import Any, Callable, List, Sequence
 
+from . import _worker
 from ._checks import check
 from ._concurrency import judge_adds, judge_stores, judge_tickets, judge_writes
 from ._kit import Kit
 from ._needs import able, hook, unable
-from ._process import ProcessFailure, run_processes
 from ._stage import Stage
 
 _WORKERS = 3
 _SHARE = 200
+_PATIENCE = 120.0
+
+
+class _ProcessError(Exception):
+    """Raised when a worker's process ended badly; the message has its last words."""
 
 
 def _processes(kit: Kit, stage: Stage, deed: str, workers: int = _WORKERS) -> List[List[str]]:
@@ -21,8 +29,8 @@ def _processes(kit: Kit, stage: Stage, deed: str, workers: int = _WORKERS) -> Li
     _require_pickle(factory)
     stage.note(f"{workers} processes {deed} at the same time")
     try:
-        return run_processes(factory, deed, workers)
-    except ProcessFailure as error:
+        return _run(factory, deed, workers)
+    except _ProcessError as error:
         raise stage.failure(str(error)) from error
 
 
@@ -34,6 +42,49 @@ def _require_pickle(factory: Callable[[], Any]) -> None:
             f"second_process returned what another process cannot be given ({error}): "
             "return functools.partial(YourBackend, settings), made of what can be imported"
         ) from error
+
+
+def _run(factory: Callable[[], Any], deed: str, workers: int) -> List[List[str]]:
+    """Let workers do their part at the same time, each in a process, and return what each returned.
+
+    :raises _ProcessError: if one failed, or did not end in time.
+    """
+    started: List[subprocess.Popen[bytes]] = []
+    try:
+        for number in range(workers):
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                [sys.executable, _worker.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            started.append(process)
+            _tell(process, pickle.dumps((factory, deed, number)))
+        return [_result(process) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def _tell(process: subprocess.Popen[bytes], work: bytes) -> None:
+    if process.stdin is None:
+        raise ValueError("the process was started without standard input")
+    process.stdin.write(json.dumps(sys.path).encode() + b"\n" + work)
+    process.stdin.close()
+    process.stdin = None
+
+
+def _result(process: subprocess.Popen[bytes]) -> List[str]:
+    try:
+        out, err = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise _ProcessError(f"a worker's process did not end within {_PATIENCE:g} seconds") from None
+    if process.returncode:
+        lines: Sequence[str] = err.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise _ProcessError(f"a worker's process ended with exit code {process.returncode}: {lines[-1]}")
+    result: List[str] = json.loads(out)
+    return result
 
 
 @check(able("shared_between_processes"), hook("second_process"))

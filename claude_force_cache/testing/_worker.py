@@ -1,17 +1,23 @@
-"""What many do at the same time: one worker's part, for tasks, threads and processes alike."""
+"""What many do at the same time: one worker's part, for tasks, threads and processes alike.
+
+As a script, one worker's part in a process of its own. It reads from standard input the parent's ``sys.path`` as a
+line of JSON, then what :func:`pickle.dumps` made of the backend's factory, the deed and the worker's number, and
+writes what the worker returned as JSON. Hence no import of this package here: the script would have to wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import pickle
 import random
-from typing import Awaitable, Callable, Dict, List
+import sys
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List
 
-from .._backend import Backend
+if TYPE_CHECKING:
+    from .._backend import Backend
 
-__all__ = ["WORKERS", "Worker"]
-
-Worker = Callable[[Backend, int], Awaitable[List[str]]]
-"""Does one worker's part, given its number, and returns what the others need to know of it."""
+__all__ = ["KEYS", "WORKERS"]
 
 KEYS = [f"k{number}" for number in range(7)]
 TURNS = 25
@@ -81,4 +87,34 @@ async def take(backend: Backend, number: int) -> List[str]:
     return deeds
 
 
-WORKERS: Dict[str, Worker] = {"add": add, "write": write, "store": store, "take": take}
+WORKERS: Dict[str, Callable[[Backend, int], Awaitable[List[str]]]] = {
+    "add": add,
+    "write": write,
+    "store": store,
+    "take": take,
+}
+"""Each does one worker's part, given its number, and returns what the others need to know of it."""
+
+
+async def _work(factory: Callable[[], Any], deed: str, number: int) -> List[str]:
+    from claude_force_cache import SyncBackend
+    from claude_force_cache._threads import ThreadedBackend
+
+    made = factory()
+    backend = ThreadedBackend(made) if isinstance(made, SyncBackend) else made
+    await backend.open()
+    try:
+        return await WORKERS[deed](backend, number)
+    finally:
+        await backend.close()
+
+
+def _main() -> None:
+    sys.path[:] = json.loads(sys.stdin.buffer.readline())
+    # What is read here was written by the process that started this one, a moment ago and into our own pipe.
+    factory, deed, number = pickle.loads(sys.stdin.buffer.read())  # noqa: S301
+    json.dump(asyncio.run(_work(factory, deed, number)), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
