@@ -15,6 +15,7 @@ from ._config import config_app
 from ._demo import demo
 from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, report
 from ._map import map_tasks
+from ._new_backend import new_backend
 from ._run import run_agent
 
 __all__ = ["run"]
@@ -51,6 +52,7 @@ app.command("run")(run_agent)
 app.command("map")(map_tasks)
 app.add_typer(cache_app, name="cache")
 app.command("backends")(backends)
+app.command("new-backend")(new_backend)
 app.add_typer(config_app, name="config")
 app.command("demo")(demo)
 
