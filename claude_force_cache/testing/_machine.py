@@ -45,7 +45,11 @@ class Machine(RuleBasedStateMachine):
         self.one_partition = capabilities.partitions == 1
         self.timed = capabilities.injectable_clock
         self.stage = self.kit.new_stage(LIMIT)
-        self.handle = self.stage.handle()
+        try:
+            self.handle = self.stage.handle()
+        except BaseException:
+            self.stage.close()  # a machine that was never made is never torn down
+            raise
         limit = self.stage.max_bytes or 0
         self.model = Model(limit, self.largest, capabilities.ttl_resolution, self.now)
         self.written = 0

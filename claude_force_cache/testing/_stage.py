@@ -24,7 +24,6 @@ from typing import (
 )
 
 from .._backend import Backend, SyncBackend
-from .._errors import CacheError
 from .._threads import ThreadedBackend
 from ._clock import ManualClock
 from ._failure import ConformanceError
@@ -192,7 +191,7 @@ class Stage:
     def _try(end: Callable[[], object]) -> None:
         try:
             end()
-        except (CacheError, ConformanceError):
+        except Exception:  # noqa: BLE001, S110 - a backend under test may raise anything
             pass  # the checks judge the backend; here only the traces of an example are removed
 
     def _close_loop(self) -> None:
