@@ -160,6 +160,15 @@ end
 return exact(now)
 """
 
+# What a read found, and found expired or damaged: it goes for good, unless a newer entry has taken its place.
+_SWEEP = """
+go_on_when_full()
+for i = 3, #ARGV do
+    version_of(ARGV[i])
+end
+return 0
+"""
+
 _DELETE = """
 local key, version = ARGV[3], ARGV[4]
 local found = version_of(key)
@@ -261,6 +270,7 @@ def _script(body: str) -> Script:
 SCRIPTS: Dict[str, Script] = {
     "set": _script(_SET),
     "use": _script(_USE),
+    "sweep": _script(_SWEEP),
     "delete": _script(_DELETE),
     "touch": _script(_TOUCH),
     "trim": _script(_TRIM),

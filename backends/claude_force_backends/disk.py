@@ -68,6 +68,8 @@ _GET = """
 SELECT mode, filename, value, tag FROM Cache
 WHERE key = :key AND raw = 1 AND (expire_time IS NULL OR expire_time > :now)"""
 
+_HAS = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1"
+
 _INSERT = """
 INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -152,18 +154,23 @@ class DiskBackend(SyncBackend):
         self._store.close()
 
     def get(self, key: str) -> Optional[Entry]:
-        """Return the live entry under ``key``, or None. Reads only."""
+        """Return the live entry under ``key``, or None. See :meth:`get_many`."""
         return self.get_many([key]).get(key)
 
     def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
-        """Return the live entries among ``keys``. Reads only."""
+        """Return the live entries among ``keys``. Reads only, unless one is expired, which is then gone for good."""
         found = {}
+        over = False
         with self._store.read() as connection:
             now = self._clock()
             for key in dict.fromkeys(keys):
                 row = connection.execute(_GET, {"key": key, "now": now}).fetchone()
                 if row is not None:
                     found[key] = self._entry(*row)
+                else:
+                    over = over or connection.execute(_HAS, (key,)).fetchone() is not None
+        if over:
+            self._forget_expired(now)
         self._note_uses(found, now)
         return found
 
@@ -203,7 +210,7 @@ class DiskBackend(SyncBackend):
         with self._store.write() as connection:
             now = self._clock()
             self._purge(connection, now)
-            taken = connection.execute("SELECT 1 FROM Cache WHERE key = ? AND raw = 1", (key,)).fetchone() is not None
+            taken = connection.execute(_HAS, (key,)).fetchone() is not None
             error = None if taken else self._too_large(key, value)
             if not taken and error is None:
                 self._insert(connection, key, value, ttl, now)
@@ -219,7 +226,9 @@ class DiskBackend(SyncBackend):
         if not _is_version(version):
             return False
         with self._store.write() as connection:
-            given = {"key": key, "version": version, "now": self._clock()}
+            now = self._clock()
+            self._purge(connection, now)
+            given = {"key": key, "version": version, "now": now}
             return connection.execute(_DELETE, given).rowcount > 0
 
     def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
@@ -228,6 +237,7 @@ class DiskBackend(SyncBackend):
             return False
         with self._store.write() as connection:
             now = self._clock()
+            self._purge(connection, now)
             given = {
                 "key": key,
                 "version": version,
@@ -309,6 +319,14 @@ class DiskBackend(SyncBackend):
 
     def _purge(self, connection: sqlite3.Connection, now: float) -> None:
         connection.execute("DELETE FROM Cache WHERE expire_time <= ?", (now,))
+
+    def _forget_expired(self, now: float) -> None:
+        """Delete what was found expired, so that it does not come back when the clock is set back."""
+        try:
+            with self._store.write() as connection:
+                self._purge(connection, now)
+        except BackendUnavailableError:
+            pass  # the miss is right in any case; another process is writing, or nobody may
 
     def _excess(self, usage: Usage) -> int:
         return 0 if self._max_bytes is None else max(0, usage.bytes - self._max_bytes)

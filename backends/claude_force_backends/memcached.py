@@ -231,7 +231,8 @@ class MemcachedBackend(SyncBackend):
         return [self._size(item) for item in server.items(self._prefix)]
 
     def _size(self, item: Item) -> int:
-        return len(item.name) - len(self._prefix) + item.length - _VERSION_BYTES
+        # A stranger's item may be too short for a version.
+        return len(item.name) - len(self._prefix) + max(0, item.length - _VERSION_BYTES)
 
     def _rewrite(self, server: Server, name: str, version: Hashable, *, keep: bool, expire: int) -> bool:
         """Write the entry anew, with its value or without, if it is still the one of ``version``."""
@@ -293,9 +294,9 @@ class MemcachedBackend(SyncBackend):
 
 def _capabilities(max_value_bytes: int, recency: float, slack: float, servers: int) -> Capabilities:
     return Capabilities(
-        # A started second counts whole, and one more, since the server's own second may be nearly over; a date
-        # is a second less certain.
-        ttl_resolution=3.0,
+        # A started second counts whole, and two more, since the server's own second may be nearly over and be
+        # followed by the one after the next; a date is a second less certain.
+        ttl_resolution=4.0,
         max_ttl=_MAX_TTL,
         max_value_bytes=max_value_bytes,
         # The server notes uses in whole seconds.
@@ -312,8 +313,9 @@ def _expiry(ttl: Optional[float]) -> int:
     if ttl is None:
         return 0
     ttl = min(ttl, _MAX_TTL)
-    seconds = math.ceil(ttl) + 1
-    return seconds if seconds <= _MAX_RELATIVE else math.ceil(time.time() + ttl) + 1
+    # The server's clock ticks every second or a little more, so that now and then it steps by two.
+    seconds = math.ceil(ttl) + 2
+    return seconds if seconds <= _MAX_RELATIVE else math.ceil(time.time() + ttl) + 2
 
 
 def _hosts(settings: BackendSettings) -> List[Tuple[str, int]]:

@@ -107,7 +107,7 @@ class RedisBackend(Backend):
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
-        """See :meth:`Backend.get_many`. One round trip for all."""
+        """See :meth:`Backend.get_many`. One round trip for all, and one more if something is expired or damaged."""
         wanted: Dict[int, List[str]] = {}
         for key in dict.fromkeys(keys):
             wanted.setdefault(self._partition(key), []).append(key)
@@ -117,11 +117,19 @@ class RedisBackend(Backend):
             commands += [("MGET", *data), self._call("use", partition, *names, data=data)]
         replies = await self._run(commands) if commands else []
         found: Dict[str, Entry] = {}
-        for names, blobs, now in zip(wanted.values(), replies[::2], replies[1::2]):
+        over: List[Command] = []
+        for (partition, names), blobs, now in zip(wanted.items(), replies[::2], replies[1::2]):
+            dead = []
             for name, blob in zip(names, cast("List[Optional[bytes]]", blobs)):
                 entry = _entry(blob, float(cast(bytes, now)))
                 if entry is not None:
                     found[name] = entry
+                elif blob is not None:
+                    dead.append(name)
+            if dead:
+                over.append(self._call("sweep", partition, *dead, data=[self._data(partition, name) for name in dead]))
+        if over:
+            await self._run(over)
         return found
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
