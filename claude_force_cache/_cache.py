@@ -9,6 +9,7 @@ import os
 import random
 import time
 from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import (
@@ -31,7 +32,7 @@ from typing import (
 from ._backend import Backend, Clock, Entry, EntryInfo, Usage
 from ._capabilities import Capabilities
 from ._codecs import Codec
-from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError, InvalidValueError
+from ._errors import BackendClosedError, BackendUnavailableError, CacheError, EntryTooLargeError, InvalidValueError
 from ._events import Events
 from ._flight import Flight, SingleFlight
 from ._guard import Guard
@@ -55,6 +56,9 @@ _STORE_FACTOR = 4
 _OFFLOAD_FROM = 1 << 17
 """Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
 
+_LONGEST_LIFE = 1000 * 365 * 86400.0
+"""Seconds beyond which a ``ttl`` is no longer taken at its word: a thousand years, so that dates stay dates."""
+
 _SCAN_BATCH = 64
 
 
@@ -71,6 +75,9 @@ class _Default:
 
 _DEFAULT = _Default()
 TTL = Union[None, float, _Default]
+
+_Landed = Tuple[CacheEntry[V], Optional[bytes]]
+"""What a flight brings: the entry, and where several wait for a value that can be changed, its encoding."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class Cache(Generic[V]):
         self._alone = not backend.capabilities.shared_between_processes
         self._rings: List[_Ring] = []
         self._tier = Tier(settings.tier_bytes, settings.tier_ttl) if settings.tier_bytes else None
-        self._flight: SingleFlight[CacheEntry[V]] = SingleFlight()
+        self._flight: SingleFlight[_Landed[V]] = SingleFlight()
         self._guard = Guard(url, self._probe, self._outage_changed)
         self._workers = Workers(2, "core")
         self._events = Events(url)
@@ -196,13 +203,10 @@ class Cache(Generic[V]):
                 raise BackendClosedError(f"cache {self.url} is closed: open another one")
             opening = self._opening
             if opening is not None:
-                try:
-                    await asyncio.wrap_future(opening)
-                except asyncio.CancelledError:
-                    if not opening.cancelled():
-                        raise
+                await asyncio.wrap_future(opening)
                 continue
             opening = self._opening = Future()
+            opening.set_running_or_notify_cancel()  # so that a caller who is cancelled cancels only its own waiting
             try:
                 await self._open()
             except BaseException as error:
@@ -211,7 +215,7 @@ class Cache(Generic[V]):
                     opening.set_exception(error)
                     opening.exception()
                 else:
-                    opening.cancel()
+                    opening.set_result(None)  # not open: the next one tries
                 raise
             self._opened = True
             opening.set_result(None)
@@ -233,11 +237,15 @@ class Cache(Generic[V]):
         if self._closed:
             return
         self._closed = True
-        await self._flight.settle()
-        self._opened = False
-        await self._guard.close()
-        await self._backend.close()
-        await self._workers.close()
+        # A close that is cancelled, or that fails at one of these, still does the rest.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._workers.close)
+            stack.push_async_callback(self._backend.close)
+            stack.push_async_callback(self._guard.close)
+            try:
+                await self._flight.settle()
+            finally:
+                self._opened = False
 
     async def ping(self) -> None:
         """Return if the store answers.
@@ -265,7 +273,7 @@ class Cache(Generic[V]):
         if not self._opened:
             await self.open()
         names = self._names(key)
-        entry = self._from_tier(names[0]) or await self._from_backend(names)
+        entry = self._from_tier(names) or await self._from_backend(names)
         self._count("misses" if entry is None else "hits")
         if entry is None and self._events:
             self._events.emit("miss", key=names[0])
@@ -283,7 +291,7 @@ class Cache(Generic[V]):
         if not self._opened:
             await self.open()
         life = self._life(ttl)
-        return await self._store(self._names(key)[0], value, self._clock(), life)
+        return await self._store(self._names(key), value, self._clock(), life)
 
     async def get_or_compute(
         self,
@@ -323,7 +331,7 @@ class Cache(Generic[V]):
             await self.open()
         names = self._names(key)
         life = self._life(ttl)
-        entry = None if refresh else self._from_tier(names[0])
+        entry = None if refresh else self._from_tier(names)
         if entry is None and not refresh and self._alone:
             # Nothing is waited for in between, so no other caller can slip in.
             entry = await self._from_backend(names)
@@ -331,26 +339,26 @@ class Cache(Generic[V]):
             self._count("hits")
             return entry
 
-        async def work(flight: Flight[CacheEntry[V]]) -> CacheEntry[V]:
-            found = None if refresh else await self._from_backend(names)
-            if found is not None:
-                return found
-            value = await compute()
-            flight.commit()
-            now = self._clock()
-            stored = store_if is None or store_if(value)
-            if stored:
-                try:
-                    await self._store(names[0], value, now, life)
-                except (EntryTooLargeError, InvalidValueError) as error:
-                    _logger.warning("cache %s did not take an answer: %s", self.url, error)
-            expires_at = now + life if stored and life is not None else None
-            return CacheEntry(value, names[0], now, expires_at, 0.0, cached=False)
+        async def work(flight: Flight[_Landed[V]]) -> _Landed[V]:
+            entry = None if refresh else await self._from_backend(names)
+            if entry is None:
+                value = await compute()
+                flight.commit()
+                now = self._clock()
+                stored = store_if is None or store_if(value)
+                if stored:
+                    try:
+                        await self._store(names, value, now, life)
+                    except CacheError as error:
+                        _logger.warning("cache %s did not take an answer: %s", self.url, error)
+                expires_at = now + life if stored and life is not None else None
+                entry = CacheEntry(value, names[0], now, expires_at, 0.0, cached=False)
+            return entry, self._shared(entry.value) if flight.depart() > 1 else None
 
         # A refresh shares its flight with other refreshes only: a reader may take what is stored.
-        entry, led = await self._flight.run(f"refresh {names[0]}" if refresh else names[0], work)
-        if not led and not entry.cached:
-            entry = replace(entry, cached=True)
+        (entry, shared), led = await self._flight.run(f"refresh {names[0]}" if refresh else names[0], work)
+        if not led:
+            entry = replace(entry, value=entry.value if shared is None else self._codec.decode(shared), cached=True)
         self._count("hits" if entry.cached else "misses")
         if not entry.cached and self._events:
             self._events.emit("miss", key=names[0])
@@ -374,9 +382,11 @@ class Cache(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         await self.open()
-        if self._tier is not None:
-            self._tier.discard(key)
-        return await self._guarded(lambda: self._backend.delete(key), _STORE_FACTOR)
+        try:
+            return await self._guarded(lambda: self._backend.delete(key), _STORE_FACTOR)
+        finally:
+            if self._tier is not None:
+                self._tier.discard(key)
 
     async def clear(self) -> int:
         """Delete every entry of this namespace, also those of other tenants and secrets; nothing else.
@@ -385,10 +395,12 @@ class Cache(Generic[V]):
         :raises BackendUnavailableError: if the store is not available; a part may be gone.
         """
         await self.open()
-        if self._tier is not None:
-            self._tier.clear()
-        await self._ensure_backend()
-        return await self._backend.clear()
+        try:
+            await self._ensure_backend()
+            return await self._backend.clear()
+        finally:
+            if self._tier is not None:
+                self._tier.clear()
 
     async def usage(self) -> Usage:
         """Return the account of the namespace: live entries and the sum of their sizes in bytes.
@@ -494,15 +506,19 @@ class Cache(Generic[V]):
         if life is not None:
             if not 0 < life < float("inf"):
                 raise ValueError(f"ttl is {life!r}: expected a number of seconds above zero, or None for ever")
+            life = min(life, _LONGEST_LIFE)
             life *= 1 - self.settings.ttl_jitter * random.random()  # noqa: S311 - spreads load, guards nothing
         return longest if life is None or (longest is not None and life > longest) else life
 
-    def _from_tier(self, name: str) -> Optional[CacheEntry[V]]:
+    def _from_tier(self, names: Sequence[str]) -> Optional[CacheEntry[V]]:
         if self._tier is None:
             return None
         now = self._clock()
-        found = self._tier.get(name, now)
-        if found is None:
+        for name in names:
+            found = self._tier.get(name, now)
+            if found is not None:
+                break
+        else:
             return None
         self._counts["tier_hits"] += 1
         age = max(0.0, now - found.created_at)
@@ -511,19 +527,39 @@ class Cache(Generic[V]):
         value = found.value if self._codec.immutable else self._codec.decode(found.value)
         return CacheEntry(value, name, found.created_at, found.expires_at, age, cached=True)
 
+    def _shared(self, value: V) -> Optional[bytes]:
+        """Return what each caller but one decodes to have a value of its own; None where all may have the same."""
+        if self._codec.immutable:
+            return None
+        try:
+            return self._codec.encode(value)
+        except InvalidValueError:
+            return None  # it is not stored either, and there is no other way to copy it
+
     def _keep(
-        self, name: str, value: V, data: bytes, *, created_at: float, expires_at: Optional[float], now: float
+        self,
+        name: str,
+        value: V,
+        data: bytes,
+        *,
+        created_at: float,
+        expires_at: Optional[float],
+        now: float,
+        read: Optional[int] = None,
     ) -> None:
         """Put a value into the tier: itself if it cannot be changed, else its encoding, if that is decoded quickly."""
         if self._tier is None:
             return
         if self._codec.immutable or len(data) < _OFFLOAD_FROM:
             kept = value if self._codec.immutable else data
-            self._tier.put(name, kept, length=len(data), created_at=created_at, expires_at=expires_at, now=now)
+            self._tier.put(
+                name, kept, length=len(data), created_at=created_at, expires_at=expires_at, now=now, read=read
+            )
         else:
             self._tier.discard(name)
 
     async def _from_backend(self, names: Sequence[str]) -> Optional[CacheEntry[V]]:
+        read = None if self._tier is None else self._tier.generation
         try:
             if len(names) == 1:
                 one = await self._guarded(lambda: self._backend.get(names[0]))
@@ -537,12 +573,12 @@ class Cache(Generic[V]):
             entry = found.get(name)
             if entry is None:
                 continue
-            hit = await self._open_entry(ring, name, entry)
+            hit = await self._open_entry(ring, name, entry, read)
             if hit is not None:
                 return hit
         return None
 
-    async def _open_entry(self, ring: _Ring, name: str, entry: Entry) -> Optional[CacheEntry[V]]:
+    async def _open_entry(self, ring: _Ring, name: str, entry: Entry, read: Optional[int]) -> Optional[CacheEntry[V]]:
         try:
             opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
         except CorruptEntryError as error:
@@ -552,7 +588,9 @@ class Cache(Generic[V]):
         if opened.expires_at is not None and now >= opened.expires_at:
             return None
         age = max(0.0, now - opened.created_at)
-        self._keep(name, value, opened.value, created_at=opened.created_at, expires_at=opened.expires_at, now=now)
+        self._keep(
+            name, value, opened.value, created_at=opened.created_at, expires_at=opened.expires_at, now=now, read=read
+        )
         if self._events:
             self._events.emit("hit", key=name, age=age, tier=False)
         return CacheEntry(value, name, opened.created_at, opened.expires_at, age, cached=True)
@@ -581,7 +619,8 @@ class Cache(Generic[V]):
             self._events.emit("corrupt", key=name, reason=reason)
         return deleted
 
-    async def _store(self, name: str, value: V, now: float, life: Optional[float]) -> bool:
+    async def _store(self, names: Sequence[str], value: V, now: float, life: Optional[float]) -> bool:
+        name = names[0]
         data = self._codec.encode(value)
         if len(data) > MAX_LENGTH:
             raise InvalidValueError(f"a value of {len(data)} bytes is above {MAX_LENGTH}, the most that a cache stores")
@@ -591,7 +630,7 @@ class Cache(Generic[V]):
         )
         self._keep(name, value, data, created_at=now, expires_at=expires_at, now=now)
         try:
-            evicted = await self._guarded(lambda: self._backend.set(name, sealed, ttl=life), _STORE_FACTOR)
+            evicted = await self._guarded(lambda: self._replace(names, sealed, life), _STORE_FACTOR)
         except EntryTooLargeError:
             self._counts["refused"] += 1
             if self._tier is not None:
@@ -600,6 +639,11 @@ class Cache(Generic[V]):
         except BackendUnavailableError:
             self._counts["errors"] += 1
             return False
+        finally:
+            if self._tier is not None:
+                self._tier.advance()
+                for older in names[1:]:
+                    self._tier.discard(older)
         self._counts["stores"] += 1
         self._counts["evictions"] += evicted
         if self._events:
@@ -607,6 +651,19 @@ class Cache(Generic[V]):
             if evicted:
                 self._events.emit("evict", count=evicted)
         return True
+
+    async def _replace(self, names: Sequence[str], sealed: bytes, life: Optional[float]) -> int:
+        """Store under the current secret's name; what older secrets have for the key is out of date."""
+        evicted, refused = 0, None
+        try:
+            evicted = await self._backend.set(names[0], sealed, ttl=life)
+        except EntryTooLargeError as error:
+            refused = error
+        for name in names[1:]:
+            await self._backend.delete(name)
+        if refused is not None:
+            raise refused
+        return evicted
 
     async def _read_stored(self, infos: Sequence[EntryInfo]) -> List[Tuple[StoredEntry[V], Entry]]:
         """Return the entries that are still there, opened, with what was read of each."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Awaitable, Callable, Dict, Generic, List, MutableMapping, Tuple, TypeVar
 from weakref import WeakKeyDictionary
 
 __all__ = ["Flight", "SingleFlight"]
 
 T = TypeVar("T")
+
+_aboard: ContextVar[Tuple[object, ...]] = ContextVar("claude_force_cache_flights", default=())
+"""The flights whose work the running task is a part of."""
 
 
 class _WorkCancelledError(Exception):
@@ -27,13 +31,22 @@ class Flight(Generic[T]):
         self._flights = flights
         self._waiters: List[asyncio.Future[T]] = []
         self._committed = False
-        self.task = asyncio.ensure_future(work(self))
+        self.task = asyncio.ensure_future(self._run(work))
         self.task.add_done_callback(self._land)
         flights[key] = self
+
+    async def _run(self, work: Callable[[Flight[T]], Awaitable[T]]) -> T:
+        _aboard.set((*_aboard.get(), self))  # the task's own context
+        return await work(self)
 
     def commit(self) -> None:
         """Say that from here on the work is worth finishing even if nobody waits for it."""
         self._committed = True
+
+    def depart(self) -> int:
+        """Let nobody else join, and return how many wait."""
+        self._leave()
+        return len(self._waiters)
 
     async def join(self) -> T:
         """Return the result of the work.
@@ -81,6 +94,7 @@ class SingleFlight(Generic[T]):
         the others tries once more, again all together, and gets the error only if that fails too.
 
         :raises Exception: what the work raised.
+        :raises RuntimeError: if the caller is itself a part of that work.
         """
         flights = self._loops.setdefault(asyncio.get_running_loop(), {})
         retried = False
@@ -89,6 +103,8 @@ class SingleFlight(Generic[T]):
             leads = flight is None
             if flight is None:
                 flight = Flight(key, flights, work)
+            elif flight in _aboard.get():
+                raise RuntimeError("a computation asks for the answer that it computes, and would wait for itself")
             try:
                 return await flight.join(), leads
             except _WorkCancelledError:

@@ -69,7 +69,7 @@ def _encode(part: Any, emit: Callable[[bytes], None]) -> None:
 
 
 def _encode_text(part: str, emit: Callable[[bytes], None]) -> None:
-    data = part.encode()
+    data = str.encode(part)  # a subclass may have another encode
     emit(b"S" + _length(len(data)) + data)
 
 
@@ -78,7 +78,10 @@ def _encode_bytes(part: bytes, emit: Callable[[bytes], None]) -> None:
 
 
 def _encode_integer(part: int, emit: Callable[[bytes], None]) -> None:
-    data = b"%d" % part
+    try:
+        data = b"%d" % part
+    except ValueError:
+        raise InvalidKeyError("a key holds an integer of thousands of digits, which Python does not print") from None
     emit(b"I" + _length(len(data)) + data)
 
 

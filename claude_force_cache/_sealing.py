@@ -96,7 +96,7 @@ class Sealer:
             coding,
             self.key_id,
             int(created_at * 1000),
-            0 if expires_at is None else int(expires_at * 1000),
+            0 if expires_at is None else max(1, int(expires_at * 1000)),
             len(value),
             nonce,
         )

@@ -18,7 +18,7 @@ class TierEntry(NamedTuple):
     value: Any
     created_at: float
     expires_at: Optional[float]
-    stale_at: float
+    kept_at: float
     size: int
 
 
@@ -35,30 +35,59 @@ class Tier:
         self._max_age = max_age
         self._entries: OrderedDict[str, TierEntry] = OrderedDict()
         self._bytes = 0
+        self._generation = 0
         self._lock = threading.Lock()
 
+    @property
+    def generation(self) -> int:
+        """Changes with everything that this process changes, here or in the store; see :meth:`put`."""
+        return self._generation
+
+    def advance(self) -> None:
+        """Say that the store changed, so that what is being read from it now may be out of date."""
+        with self._lock:
+            self._generation += 1
+
     def get(self, key: str, now: float) -> Optional[TierEntry]:
-        """Return the entry if it is neither expired nor stale at ``now``."""
+        """Return the entry if it is neither expired nor stale at ``now``, nor from a time after it."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
                 return None
-            if now >= entry.stale_at or (entry.expires_at is not None and now >= entry.expires_at):
+            if not entry.kept_at <= now < entry.kept_at + self._max_age or (
+                entry.expires_at is not None and now >= entry.expires_at
+            ):
                 self._remove(key)
                 return None
             self._entries.move_to_end(key)
             return entry
 
     def put(
-        self, key: str, value: Any, *, length: int, created_at: float, expires_at: Optional[float], now: float
+        self,
+        key: str,
+        value: Any,
+        *,
+        length: int,
+        created_at: float,
+        expires_at: Optional[float],
+        now: float,
+        read: Optional[int] = None,
     ) -> None:
-        """Keep a value whose encoding is ``length`` bytes long; one that cannot fit is not kept."""
+        """Keep a value whose encoding is ``length`` bytes long; one that cannot fit is not kept.
+
+        :param read: for a value that was read from the store, the generation before that. If it is over, the
+            value may be older than what this process has stored or deleted since, and is not kept.
+        """
         size = len(key) + length + _OVERHEAD
         with self._lock:
+            if read is None:
+                self._generation += 1
+            elif read != self._generation:
+                return
             self._remove(key)
             if size > self._max_bytes:
                 return
-            self._entries[key] = TierEntry(value, created_at, expires_at, now + self._max_age, size)
+            self._entries[key] = TierEntry(value, created_at, expires_at, now, size)
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._remove(next(iter(self._entries)))
@@ -66,11 +95,13 @@ class Tier:
     def discard(self, key: str) -> None:
         """Forget one entry, if it is there."""
         with self._lock:
+            self._generation += 1
             self._remove(key)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
+            self._generation += 1
             self._entries.clear()
             self._bytes = 0
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import threading
+from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, List, Optional
 
 import pytest
@@ -306,6 +308,7 @@ def test_entries_of_a_previous_secret_are_read_and_others_are_misses_that_stay()
     async def main() -> None:
         async with open_cache("memory://", secrets="the old secret 1") as old:
             await old.set("key", "kept")
+            await old.set("other", "kept too")
             shared = old._backend
             rotated = open_cache("memory://", secrets=["the new secret 2", "the old secret 1"])
             rotated._backend = shared
@@ -322,6 +325,7 @@ def test_entries_of_a_previous_secret_are_read_and_others_are_misses_that_stay()
                 assert report.consistent
                 assert await rotated.get("key") == "newer"
                 assert await rotated.delete("key")
+                assert await rotated.delete("other")
                 assert await shared.usage() == Usage(0, 0)
 
     asyncio.run(main())
@@ -490,3 +494,142 @@ def test_nothing_that_is_printed_or_logged_has_the_secret(caplog: pytest.LogCapt
         assert SECRET not in shown
 
     run(test)
+
+
+def test_what_a_previous_secret_had_does_not_return_once_it_is_replaced() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        async with open_cache("memory://", secrets="the old secret 1", clock=clock, max_bytes=2000) as old:
+            rotated = open_cache("memory://", secrets=["the new secret 2", "the old secret 1"], clock=clock)
+            rotated._backend = old._backend
+            await rotated.open()
+            for key in ("expires", "too large"):
+                await old.set(key, "outdated", ttl=None)
+            await rotated.set("expires", "newer", ttl=10)
+            clock.now += 10
+            assert await rotated.get("expires") is MISSING
+            with pytest.raises(EntryTooLargeError):
+                await rotated.set("too large", list(range(5000)))
+            assert await rotated.get("too large") is MISSING
+            assert await old.usage() == Usage(0, 0)
+
+    asyncio.run(main())
+
+
+def test_the_tier_serves_what_a_previous_secret_sealed(tmp_path: Path) -> None:
+    async def main() -> None:
+        url = f"disk://{tmp_path}/cache"
+        async with open_cache(url, secrets="the old secret 1") as old:
+            await old.set("key", "kept")
+        async with open_cache(url, secrets=["the new secret 2", "the old secret 1"]) as rotated:
+            assert [await rotated.get("key") for _ in range(3)] == ["kept"] * 3
+            assert rotated.stats().tier_hits == 2
+            await rotated.set("key", "newer")
+            assert await rotated.get("key") == "newer"
+            assert await rotated.delete("key")
+            assert await rotated.get("key") is MISSING
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("deletes", [False, True], ids=["set", "delete"])
+def test_a_read_that_was_under_way_does_not_bring_an_older_value_back_into_the_tier(
+    tmp_path: Path, deletes: bool
+) -> None:
+    async def main() -> None:
+        url = f"disk://{tmp_path}/cache"
+        async with open_cache(url, secrets=SECRET) as writer, open_cache(url, secrets=SECRET) as cache:
+            for turn in range(60):
+                await writer.set(["key", turn], "old")
+                reading = asyncio.ensure_future(cache.get(["key", turn]))
+                for _ in range(turn % 3):
+                    await asyncio.sleep(0)
+                if deletes:
+                    await cache.delete(["key", turn])
+                else:
+                    await cache.set(["key", turn], "new")
+                await reading
+                assert await cache.get(["key", turn]) == (MISSING if deletes else "new")
+
+    asyncio.run(main())
+
+
+def test_callers_that_share_a_computation_do_not_share_a_value_that_can_be_changed() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock) -> None:
+        gate = asyncio.Event()
+
+        async def compute() -> Dict[str, List[int]]:
+            await gate.wait()
+            return {"list": [1]}
+
+        callers = [asyncio.ensure_future(cache.get_or_compute("key", compute)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.set()
+        values = await asyncio.gather(*callers)
+        for value in values:
+            value["list"].append(2)
+        assert values == [{"list": [1, 2]}] * 3
+
+    run(test)
+
+
+def test_a_computation_that_asks_for_its_own_answer_fails_and_the_cache_closes() -> None:
+    async def test(cache: Cache[int], clock: ManualClock) -> None:
+        async def direct() -> int:
+            return await cache.get_or_compute("direct", direct)
+
+        async def there() -> int:
+            return await cache.get_or_compute("back", back)
+
+        async def back() -> int:
+            return await asyncio.ensure_future(cache.get_or_compute("there", there))
+
+        for key, compute in (("direct", direct), ("there", there)):
+            with pytest.raises(RuntimeError, match="would wait for itself"):
+                await asyncio.wait_for(cache.get_or_compute(key, compute), 10)
+
+    run(test)
+
+
+def test_a_life_longer_than_any_calendar_is_taken() -> None:
+    async def test(cache: Cache[int], clock: ManualClock) -> None:
+        for ttl in (100 * 365 * 86400.0, 1e12, 1e17, 1e308):
+            entry = await cache.fetch(["key", ttl], counting([]), ttl=ttl)
+            assert await cache.get(["key", ttl]) == entry.value == 0
+
+    run(test)
+
+
+def test_a_caller_that_is_cancelled_while_the_cache_opens_is_the_only_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        for cancelled in range(3):
+            cache = open_cache(f"disk://{tmp_path}/cache-{cancelled}", secrets=SECRET)
+            callers = [asyncio.ensure_future(cache.open()) for _ in range(3)]
+            await asyncio.sleep(0)
+            callers[cancelled].cancel()
+            results = await asyncio.gather(*callers, return_exceptions=True)
+            for index, result in enumerate(results):
+                assert isinstance(result, asyncio.CancelledError) if index == cancelled else result is None
+            assert await cache.set("key", "value")
+            await cache.close()
+
+    asyncio.run(main())
+
+
+def test_a_close_that_is_cancelled_leaves_nothing_open_and_loses_no_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        cache = open_cache(f"disk://{tmp_path}/cache", secrets=SECRET)
+        await cache.open()
+        gate = asyncio.Event()
+        answer = asyncio.ensure_future(cache.get_or_compute("key", counting([], gate)))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(cache.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        gate.set()
+        assert await answer == 0
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("claude-force-cache")]
+
+    asyncio.run(main())

@@ -88,6 +88,7 @@ def test_a_digest_stands_for_its_part_without_being_it() -> None:
         ({1: 2}, "key of type int"),
         ({1, 2}, "cannot hold a set"),
         (object(), "cannot hold a object"),
+        pytest.param(10**5000, "thousands of digits", id="a long integer"),
     ],
 )
 def test_what_has_no_encoding_is_refused_with_the_reason(part: Any, reason: str) -> None:

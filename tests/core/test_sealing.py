@@ -152,3 +152,10 @@ def test_keys_for_each_purpose_and_context_are_independent() -> None:
     derived = [derive_keys(b"secret" * 4, algorithm=a, namespace=n, tenant=t) for a, n, t in contexts]
     everything = [key for keys in derived for key in (keys.lookup, keys.seal)]
     assert len(set(everything)) == len(everything)
+
+
+@algorithms
+def test_an_entry_that_expires_when_the_clock_began_does_expire(algorithm: str) -> None:
+    sealer = make(algorithm)
+    opened = sealer.open(KEY, sealer.seal(KEY, b"value", created_at=0.0, expires_at=0.0005))
+    assert opened.expires_at == 0.001

@@ -69,3 +69,10 @@ class TierMachine(RuleBasedStateMachine):
 
 TestTier = TierMachine.TestCase
 TestTier.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+def test_a_clock_that_steps_back_makes_no_entry_fresh_for_longer() -> None:
+    tier = Tier(LIMIT, MAX_AGE)
+    tier.put("a", "value", length=1, created_at=1000.0, expires_at=None, now=1000.0)
+    assert tier.get("a", 900.0) is None
+    assert tier.get("a", 1000.0) is None
