@@ -28,6 +28,7 @@ from ._clock import ManualClock
 from ._failure import ConformanceError
 from ._report import CheckResult, Report, check_backend
 from ._suite import BackendConformance
+from ._url import suite_of_url
 
 __all__ = [
     "CHECKS",
@@ -38,4 +39,5 @@ __all__ = [
     "ManualClock",
     "Report",
     "check_backend",
+    "suite_of_url",
 ]

@@ -12,6 +12,7 @@ from typing_extensions import Annotated
 from ._backends import backends
 from ._cache import cache_app
 from ._config import config_app
+from ._conformance import conformance
 from ._demo import demo
 from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, report
 from ._map import map_tasks
@@ -53,6 +54,7 @@ app.command("map")(map_tasks)
 app.add_typer(cache_app, name="cache")
 app.command("backends")(backends)
 app.command("new-backend")(new_backend)
+app.command("conformance")(conformance)
 app.add_typer(config_app, name="config")
 app.command("demo")(demo)
 

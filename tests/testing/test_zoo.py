@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar, Dict
 
 import pytest
 from zoo import MUTANTS, DictBackend, Mutant, SQLiteBackend
+from zoo.reference import Table
 from zoo.suites import DictConformance, SQLiteConformance, suite_of
 
 from claude_force_cache.testing import CHECKS, check_backend
 
 
 class TestDictBackend(DictConformance):
-    shelf = {}
+    shelf: ClassVar[Dict[str, Table]] = {}
 
 
 class TestSQLiteBackend(SQLiteConformance):

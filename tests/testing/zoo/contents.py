@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import AsyncIterator, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+from typing import AsyncIterator, Dict, Hashable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from claude_force_cache import BackendUnavailableError, Clock, Entry, EntryInfo, Usage
 
@@ -63,6 +63,12 @@ class KeysAreDigested(_Rekeyed):
 
     def key_of(self, key: str) -> str:
         return hashlib.sha1(key.encode()).hexdigest()
+
+    def peek(self, key: str) -> Optional[bytes]:
+        return super().peek(self.key_of(key))
+
+    def poke(self, key: str, value: bytes) -> None:
+        super().poke(self.key_of(key), value)
 
 
 class _Revalued(DictBackend):
@@ -201,15 +207,16 @@ class ScanRepeatsWhatIsWritten(DictBackend):
     """``scan`` looks at the store page by page, so an entry that is overwritten meanwhile comes again."""
 
     async def scan(self) -> AsyncIterator[EntryInfo]:
-        seen: List[Hashable] = []
+        seen: Set[Hashable] = set()
         while True:
             with self.turn() as now:
-                infos = zip(self.infos(now), self.table.records.values())
-                fresh = [(info, record.version) for info, record in infos if record.version not in seen]
-            if not fresh:
+                versions = [record.version for record in self.table.records.values()]
+                page = [pair for pair in zip(self.infos(now), versions) if pair[1] not in seen][:100]
+            if not page:
                 return
-            seen.append(fresh[0][1])
-            yield fresh[0][0]
+            for info, version in page:
+                seen.add(version)
+                yield info
 
 
 @caught_by("")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from typing import Dict, Optional
+from contextlib import contextmanager
+from typing import Dict, Iterator, Optional
 
 from claude_force_cache import Entry, Usage
 
@@ -63,15 +64,6 @@ class AddRacesBetweenThreads(SQLiteBackend):
 
 
 @caught_by("")
-class AddRacesBetweenProcesses(AddRacesBetweenThreads):
-    """An add looks first and stores later, alone among the threads of its process, but not among processes."""
-
-    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
-        with _ONE_THREAD:
-            return super().add(key, value, ttl=ttl)
-
-
-@caught_by("")
 class AccountRacesBetweenThreads(SQLiteBackend):
     """A set reads the account and writes it back later, so what other threads did meanwhile is lost."""
 
@@ -89,12 +81,32 @@ class AccountRacesBetweenThreads(SQLiteBackend):
         return evicted
 
 
+class _OneThread(SQLiteBackend):
+    """Whatever a process does is done by one thread after the other, on all its connections."""
+
+    process = threading.RLock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[float]:
+        with self.process, super().transaction() as now:
+            yield now
+
+
 @caught_by("")
-class AccountRacesBetweenProcesses(AccountRacesBetweenThreads):
+class AddRacesBetweenProcesses(_OneThread, AddRacesBetweenThreads):
+    """An add looks first and stores later, alone among the threads of its process, but not among processes."""
+
+    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        with self.process:
+            return super().add(key, value, ttl=ttl)
+
+
+@caught_by("")
+class AccountRacesBetweenProcesses(_OneThread, AccountRacesBetweenThreads):
     """A set reads the account and writes it back later, alone among the threads, but not among processes."""
 
     def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
-        with _ONE_THREAD:
+        with self.process:
             return super().set(key, value, ttl=ttl)
 
 
@@ -112,6 +124,3 @@ class GivesUpWhenOthersWrite(SQLiteBackend):
 
     def connect(self) -> sqlite3.Connection:
         return sqlite3.connect(str(self.path), timeout=0, isolation_level=None, check_same_thread=False)
-
-
-_ONE_THREAD = threading.Lock()

@@ -133,6 +133,8 @@ class Store:
         self._path = path
         self.identity = identity
         self.users = 0
+        # Some releases of lmdb raise where another thread of the process writes, instead of waiting.
+        self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._uses: Dict[str, None] = {}
         self._timer: Optional[threading.Timer] = None
@@ -169,7 +171,7 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Changes]:
         """Lend the only write transaction of all processes; it is committed at the end, or nothing happened."""
-        with self._translated(), self.environment.begin(write=True) as txn:
+        with self._writing, self._translated(), self.environment.begin(write=True) as txn:
             changes = Changes(self, txn)
             with self._lock:
                 uses, self._uses = self._uses, {}

@@ -13,6 +13,7 @@ from typing import Dict, Hashable, Iterator, Mapping, Optional, Sequence, Tuple
 from claude_force_cache import (
     BackendClosedError,
     BackendSettings,
+    BackendUnavailableError,
     BackendURL,
     Entry,
     EntryInfo,
@@ -76,12 +77,13 @@ class LmdbBackend(SyncBackend):
             release_store(store)
 
     def get(self, key: str) -> Optional[Entry]:
-        """Return the live entry under ``key``, or None. Reads only."""
+        """Return the live entry under ``key``, or None. Reads only, unless it finds an expired one."""
         return self.get_many([key]).get(key)
 
     def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
-        """Return the live entries among ``keys``, all as of one moment. Reads only."""
+        """Return the live entries among ``keys``, all as of one moment."""
         found: Dict[str, Entry] = {}
+        stale = False
         store = self.store
         with store.read() as txn:
             now = self._clock()
@@ -91,7 +93,10 @@ class LmdbBackend(SyncBackend):
                 if record is not None and now < record.expires:
                     # A value that somebody took away comes back empty, which the core finds corrupt and discards.
                     found[key] = Entry(txn.get(name, b"", db=store.values), record.version)
+                stale = stale or (record is not None and key not in found)
         store.note_uses(found)
+        if stale:
+            self._purge()
         return found
 
     def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
@@ -160,6 +165,9 @@ class LmdbBackend(SyncBackend):
             with store.read() as txn:
                 now = self._clock()
                 page = list(islice(store.records_after(txn, last), _PAGE))
+                stale = store.has_expired(txn, now)
+            if stale:
+                self._purge()
             for last, record in page:
                 if now < record.expires:
                     ttl = None if record.expires == FOREVER else record.expires - now
@@ -205,6 +213,14 @@ class LmdbBackend(SyncBackend):
             now = self._clock()
             changes.purge(now)
             yield changes, now
+
+    def _purge(self) -> None:
+        """Remove what was found expired, for it must not come back when the clock is set back."""
+        try:
+            with self._write():
+                pass
+        except BackendUnavailableError:
+            pass  # a miss is one also where nothing can be written
 
     def _put(self, changes: Changes, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
         evicted = self._make_room(changes, len(key) + len(value))
