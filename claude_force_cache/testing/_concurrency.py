@@ -133,7 +133,7 @@ def concurrent_deletes(kit: Kit) -> None:
 
 @check()
 def concurrent_event_loops(kit: Kit) -> None:
-    """The same holds for several event loops in threads of their own, on one backend."""
+    """Adds, account and versions hold for several event loops at the same time, each in a thread, on one backend."""
     with kit.stage() as stage:
         handle = stage.handle()
         judge_adds(stage, handle, _loops(stage, handle, "add"))
@@ -147,7 +147,7 @@ def concurrent_event_loops(kit: Kit) -> None:
 
 @check(able("shared_between_processes"))
 def concurrent_connections(kit: Kit) -> None:
-    """The same holds for several backends on one namespace, and all of them agree on the account."""
+    """Adds, account and versions hold for several backends at the same time on one namespace, and all agree."""
     with kit.stage() as stage:
         handles = [stage.handle(name=f"backend{number}") for number in range(_CONNECTIONS)]
         judge_adds(stage, handles[0], _tasks(stage, handles, "add"))

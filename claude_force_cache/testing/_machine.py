@@ -301,5 +301,5 @@ def stateful_agreement(kit: Kit) -> None:
 
 @check()
 def stateful_agreement_with_clear(kit: Kit) -> None:
-    """The same holds with clear among the verbs, which takes all live entries and tells how many there were."""
+    """All agrees with the model with clear among the verbs, which takes all live entries and tells how many there were."""
     kit.machine(ClearingMachine, _STEPS)

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ._checks import Need
     from ._kit import Kit
 
-__all__ = ["able", "hook", "one_partition", "settable_clock", "unable", "usage_order", "writable_time"]
+__all__ = ["able", "coarse_lives", "hook", "one_partition", "settable_clock", "unable", "usage_order", "writable_time"]
 
 
 def able(capability: str) -> Need:
@@ -47,6 +47,11 @@ def writable_time(kit: Kit) -> Optional[str]:
     if kit.capabilities.injectable_clock or kit.has_hook("advance_clock"):
         return None
     return "the backend declares injectable_clock=False and the suite does not define the hook advance_clock"
+
+
+def coarse_lives(kit: Kit) -> Optional[str]:
+    """Need a resolution of lives that is a weakness."""
+    return None if kit.late else "the backend declares ttl_resolution=0, which other checks hold it to"
 
 
 def one_partition(kit: Kit) -> Optional[str]:

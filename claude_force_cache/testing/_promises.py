@@ -9,7 +9,7 @@ from ._checks import check
 from ._clock import ManualClock
 from ._failure import ConformanceError
 from ._kit import Kit
-from ._needs import settable_clock, unable
+from ._needs import coarse_lives, settable_clock, unable
 
 _MEGABYTES = 4 * 1000 * 1000
 _LONGEST_TRIED = 2 * _MEGABYTES
@@ -56,11 +56,9 @@ def capability_max_value_bytes(kit: Kit) -> None:
             stage.account(handle, 0, 0)
 
 
-@check(settable_clock)
+@check(settable_clock, coarse_lives)
 def capability_ttl_resolution(kit: Kit) -> None:
     """A resolution that is declared is needed: some entry outlives its life, as declared, and none by more."""
-    if not kit.late:
-        return
     with kit.stage() as stage:
         handle = stage.handle()
         latest = 0.0
