@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Hashable, Optional
+from typing import Dict, Hashable, Optional, Set
 
 from claude_force_cache import Clock, EntryTooLargeError, Usage
 
@@ -10,7 +10,7 @@ from .reference import DictBackend, Record, Shelf, Table
 from .registry import caught_by
 
 
-@caught_by("")
+@caught_by("size_of_overwrite", "stateful_agreement", "corrupt_by_an_older_version")
 class OverwriteKeepsTheOldSize(DictBackend):
     """An overwrite adds the new size and never takes the old one off."""
 
@@ -18,7 +18,7 @@ class OverwriteKeepsTheOldSize(DictBackend):
         self.table.records.pop(key)
 
 
-@caught_by("")
+@caught_by("size_of_overwrite")
 class OverwriteNeverShrinks(DictBackend):
     """An overwrite adds what the new value has more, and does not take off what it has less."""
 
@@ -29,7 +29,7 @@ class OverwriteNeverShrinks(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("size_of_overwrite")
 class OverwriteOfTheSameSizeCountsAgain(DictBackend):
     """An overwrite by a value as long as the old one is taken for a new entry."""
 
@@ -40,7 +40,7 @@ class OverwriteOfTheSameSizeCountsAgain(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("size_of_expired_overwrite")
 class OverwriteOfAnExpiredEntryKeepsItsSize(DictBackend):
     """An entry that has expired is overwritten without taking its size off."""
 
@@ -63,7 +63,7 @@ class _EmptyIsFree(Table):
         return super().size(key, record) if record.value else 0
 
 
-@caught_by("")
+@caught_by("size_of_set")
 class EmptyValueCountsNothing(DictBackend):
     """An entry with an empty value counts nothing, not even its key."""
 
@@ -75,7 +75,7 @@ class _NoKey(Table):
         return len(record.value)
 
 
-@caught_by("")
+@caught_by("size_of_set")
 class SizeWithoutTheKey(DictBackend):
     """The size of an entry is that of its value alone."""
 
@@ -87,14 +87,14 @@ class _Overhead(Table):
         return super().size(key, record) + 8
 
 
-@caught_by("")
+@caught_by("size_of_set")
 class SizeWithTheHeader(DictBackend):
     """The size of an entry includes what the store needs for itself."""
 
     table_type = _Overhead
 
 
-@caught_by("")
+@caught_by("size_after_delete", "stateful_agreement")
 class DeleteSubtractsTwice(DictBackend):
     """A delete takes the size off twice."""
 
@@ -105,7 +105,14 @@ class DeleteSubtractsTwice(DictBackend):
         return deleted
 
 
-@caught_by("")
+@caught_by(
+    "size_after_delete",
+    "corrupt_by_flip",
+    "corrupt_by_truncation",
+    "corrupt_by_extension",
+    "corrupt_by_garbage",
+    "corrupt_by_swap",
+)
 class DeleteLeavesTheAccount(DictBackend):
     """A delete takes the entry away and leaves its size."""
 
@@ -116,7 +123,7 @@ class DeleteLeavesTheAccount(DictBackend):
         return deleted
 
 
-@caught_by("")
+@caught_by("size_after_delete")
 class SecondDeleteSubtractsAgain(DictBackend):
     """A delete of what was deleted before takes its size off once more, so the account falls below zero."""
 
@@ -134,7 +141,7 @@ class SecondDeleteSubtractsAgain(DictBackend):
         return False
 
 
-@caught_by("")
+@caught_by("version_guards_delete")
 class StaleDeleteSubtracts(DictBackend):
     """A delete by a stale version leaves the newer entry, but takes its size off."""
 
@@ -145,7 +152,7 @@ class StaleDeleteSubtracts(DictBackend):
         return deleted
 
 
-@caught_by("")
+@caught_by("touch_keeps_the_value")
 class TouchCountsAgain(DictBackend):
     """A touch is counted as if it stored the entry."""
 
@@ -154,7 +161,7 @@ class TouchCountsAgain(DictBackend):
         self.table.bytes += self.table.size(key, self.table.records[key])
 
 
-@caught_by("")
+@caught_by("add_only_if_absent")
 class LosingAddIsCounted(DictBackend):
     """An add that finds the key taken is counted all the same."""
 
@@ -164,7 +171,7 @@ class LosingAddIsCounted(DictBackend):
         return stored
 
 
-@caught_by("")
+@caught_by("size_after_expiry", "stateful_agreement")
 class ExpiryLeavesTheAccount(DictBackend):
     """What expires is taken away without its size."""
 
@@ -173,7 +180,7 @@ class ExpiryLeavesTheAccount(DictBackend):
             del self.table.records[key]
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredAreCounted(DictBackend):
     """``usage`` counts expired entries until another verb clears them away."""
 
@@ -182,7 +189,7 @@ class ExpiredAreCounted(DictBackend):
             return Usage(len(self.table.records), self.table.bytes)
 
 
-@caught_by("")
+@caught_by("limit_is_hard")
 class EvictionLeavesTheAccount(DictBackend):
     """What is evicted to make room is taken away with its key, but without its value."""
 
@@ -194,7 +201,7 @@ class EvictionLeavesTheAccount(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("size_after_clear", "stateful_agreement_with_clear")
 class ClearLeavesTheAccount(DictBackend):
     """``clear`` takes the entries away and leaves their size."""
 
@@ -205,7 +212,7 @@ class ClearLeavesTheAccount(DictBackend):
             return count
 
 
-@caught_by("")
+@caught_by("size_after_clear")
 class ClearCountsNothing(DictBackend):
     """``clear`` does its work and returns 0."""
 
@@ -214,7 +221,7 @@ class ClearCountsNothing(DictBackend):
         return 0
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ClearCountsTheExpired(DictBackend):
     """``clear`` returns the expired with the living."""
 
@@ -225,7 +232,7 @@ class ClearCountsTheExpired(DictBackend):
         return count
 
 
-@caught_by("")
+@caught_by("size_after_refusal")
 class RefusedOverwriteLeavesTheAccount(DictBackend):
     """A refused overwrite takes its predecessor away and leaves its size."""
 
@@ -238,7 +245,7 @@ class RefusedOverwriteLeavesTheAccount(DictBackend):
             raise
 
 
-@caught_by("")
+@caught_by("size_of_bulk")
 class UsageIsCached(DictBackend):
     """``usage`` answers from a look that is taken anew only when the number of entries has changed."""
 
@@ -251,7 +258,7 @@ class UsageIsCached(DictBackend):
         return self.cached
 
 
-@caught_by("")
+@caught_by("size_after_delete")
 class UsageCountsKeysForEver(DictBackend):
     """``usage`` is right about the bytes, and counts as entries all keys that it ever wrote."""
 
@@ -268,7 +275,7 @@ class UsageCountsKeysForEver(DictBackend):
         return Usage(len(self.seen), (await super().usage()).bytes)
 
 
-@caught_by("")
+@caught_by("size_after_native_expiry")
 class StoresOwnExpiryLeavesTheAccount(DictBackend):
     """What the store itself lets expire stays in the account, which only the verbs keep."""
 
@@ -276,10 +283,44 @@ class StoresOwnExpiryLeavesTheAccount(DictBackend):
         self.table.records.pop(key, None)
 
 
-@caught_by("")
+@caught_by("reopening_keeps_entries")
 class ReopenStartsAtZero(DictBackend):
     """The account starts at zero whenever the store is opened, whatever it holds."""
 
     async def open(self) -> None:
         self.table.bytes = 0
         await super().open()
+
+
+@caught_by("stateful_agreement")
+class OverwriteOfATouchedEntryKeepsItsSize(DictBackend):
+    """What was touched is not taken off the account when it is overwritten."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock)
+        self.touched: Set[Hashable] = set()
+
+    def renew(self, key: str, expires: Optional[float]) -> None:
+        super().renew(key, expires)
+        self.touched.add(self.table.records[key].version)
+
+    def replace(self, key: str) -> None:
+        if self.table.records[key].version in self.touched:
+            del self.table.records[key]
+        else:
+            super().replace(key)
+
+
+@caught_by("stateful_agreement")
+class OverwriteAfterReopeningKeepsTheSize(DictBackend):
+    """What was there when the store was opened is not taken off the account when it is overwritten."""
+
+    async def open(self) -> None:
+        self.found = {record.version for record in self.table.records.values()}
+        await super().open()
+
+    def replace(self, key: str) -> None:
+        if self.table.records[key].version in self.found:
+            del self.table.records[key]
+        else:
+            super().replace(key)

@@ -33,7 +33,7 @@ class _Rekeyed(DictBackend):
         return await super().touch(self.key_of(key), ttl=ttl, version=version)
 
 
-@caught_by("")
+@caught_by("key_neighbours")
 class KeysAreCut(_Rekeyed):
     """Of a key only the first 64 characters count."""
 
@@ -41,7 +41,7 @@ class KeysAreCut(_Rekeyed):
         return key[:64]
 
 
-@caught_by("")
+@caught_by("key_neighbours")
 class KeysLoseTheirDots(_Rekeyed):
     """Dots in a key are dropped."""
 
@@ -49,7 +49,7 @@ class KeysLoseTheirDots(_Rekeyed):
         return key.replace(".", "")
 
 
-@caught_by("")
+@caught_by("key_neighbours")
 class KeysFoldTheirMarks(_Rekeyed):
     """Hyphens in a key are taken for underscores."""
 
@@ -57,7 +57,7 @@ class KeysFoldTheirMarks(_Rekeyed):
         return key.replace("-", "_")
 
 
-@caught_by("")
+@caught_by("key_round_trip")
 class KeysAreDigested(_Rekeyed):
     """Entries are stored, scanned and counted under a digest of the key."""
 
@@ -82,7 +82,7 @@ class _Revalued(DictBackend):
         return None if entry is None else entry._replace(value=self.value_of(entry.value))
 
 
-@caught_by("")
+@caught_by("value_round_trip")
 class ValuesAreText(_Revalued):
     """Values pass through a text encoding on their way back."""
 
@@ -90,7 +90,7 @@ class ValuesAreText(_Revalued):
         return value.decode(errors="replace").encode()
 
 
-@caught_by("")
+@caught_by("value_round_trip")
 class ValuesLoseTheirNewline(_Revalued):
     """White space at the end of a value is lost."""
 
@@ -98,7 +98,7 @@ class ValuesLoseTheirNewline(_Revalued):
         return value.rstrip(b"\r\n")
 
 
-@caught_by("")
+@caught_by("value_round_trip")
 class ValuesAreCut(_Revalued):
     """Of a value only the first 4096 bytes come back."""
 
@@ -106,7 +106,7 @@ class ValuesAreCut(_Revalued):
         return value[:4096]
 
 
-@caught_by("")
+@caught_by("value_not_aliased")
 class ValueIsAnAlias(_Revalued):
     """A value comes back as a bytearray, by which the caller can change what is stored."""
 
@@ -114,7 +114,7 @@ class ValueIsAnAlias(_Revalued):
         return bytearray(value)  # type: ignore[return-value] # the defect
 
 
-@caught_by("")
+@caught_by("value_round_trip")
 class EmptyIsAMiss(DictBackend):
     """An entry with an empty value is not found."""
 
@@ -123,7 +123,7 @@ class EmptyIsAMiss(DictBackend):
         return entry if entry and entry.value else None
 
 
-@caught_by("")
+@caught_by("value_round_trip")
 class ReadingTakesTheEntry(DictBackend):
     """An entry can be read once."""
 
@@ -134,7 +134,7 @@ class ReadingTakesTheEntry(DictBackend):
         return entry
 
 
-@caught_by("")
+@caught_by("read_in_bulk")
 class BulkReadMissesTheLast(DictBackend):
     """``get_many`` leaves out the last of several keys."""
 
@@ -142,7 +142,7 @@ class BulkReadMissesTheLast(DictBackend):
         return await super().get_many(keys[:-1] if len(keys) > 1 else keys)
 
 
-@caught_by("")
+@caught_by("read_in_bulk")
 class BulkReadMixesUp(DictBackend):
     """``get_many`` pairs the entries with the keys in order, also where one is missing."""
 
@@ -150,7 +150,7 @@ class BulkReadMixesUp(DictBackend):
         return dict(zip(dict.fromkeys(keys), (await super().get_many(keys)).values()))
 
 
-@caught_by("")
+@caught_by("read_in_bulk")
 class BulkReadFailsOnNothing(DictBackend):
     """``get_many`` of no keys raises, as a store may for a command without arguments."""
 
@@ -160,7 +160,7 @@ class BulkReadFailsOnNothing(DictBackend):
         return await super().get_many(keys)
 
 
-@caught_by("")
+@caught_by("size_of_bulk")
 class BulkWriteMissesTheLast(DictBackend):
     """``set_many`` leaves out the last of several entries."""
 
@@ -168,7 +168,7 @@ class BulkWriteMissesTheLast(DictBackend):
         return await super().set_many(dict(list(items.items())[: max(1, len(items) - 1)]))
 
 
-@caught_by("")
+@caught_by("scan_of_many")
 class ScanMissesTheLast(DictBackend):
     """``scan`` leaves out the last entry of several."""
 
@@ -177,7 +177,7 @@ class ScanMissesTheLast(DictBackend):
         return infos[:-1] if len(infos) > 1 else infos
 
 
-@caught_by("")
+@caught_by("scan_of_many")
 class ScanEndsAtThePage(DictBackend):
     """``scan`` yields the first page of 100 entries and does not ask for the next."""
 
@@ -185,7 +185,7 @@ class ScanEndsAtThePage(DictBackend):
         return super().infos(now)[:100]
 
 
-@caught_by("")
+@caught_by("scan_of_many")
 class ScanRepeats(DictBackend):
     """``scan`` yields the first entry again at the end."""
 
@@ -194,7 +194,7 @@ class ScanRepeats(DictBackend):
         return infos + infos[:1]
 
 
-@caught_by("")
+@caught_by("size_of_set")
 class ScanTellsTheValueAlone(DictBackend):
     """``scan`` tells the size of the value without the key; the account is right."""
 
@@ -202,7 +202,7 @@ class ScanTellsTheValueAlone(DictBackend):
         return [info._replace(size=info.size - len(info.key)) for info in super().infos(now)]
 
 
-@caught_by("")
+@caught_by("scan_while_others_write")
 class ScanRepeatsWhatIsWritten(DictBackend):
     """``scan`` looks at the store page by page, so an entry that is overwritten meanwhile comes again."""
 
@@ -219,7 +219,7 @@ class ScanRepeatsWhatIsWritten(DictBackend):
                 yield info
 
 
-@caught_by("")
+@caught_by("scan_while_others_write")
 class ScanFailsWhenItIsDisturbed(DictBackend):
     """``scan`` walks over the entries themselves, so a write or a delete meanwhile breaks it."""
 
@@ -239,7 +239,7 @@ class _Neighbour(DictBackend):
         self.shelf, self.namespace = shelf, namespace
 
 
-@caught_by("")
+@caught_by("namespace_of_clear")
 class ClearTakesItsNeighbours(_Neighbour):
     """``clear`` takes all namespaces whose names begin with that of its own."""
 
@@ -251,7 +251,7 @@ class ClearTakesItsNeighbours(_Neighbour):
         return await super().clear()
 
 
-@caught_by("")
+@caught_by("namespace_of_clear")
 class ClearTakesTheStore(_Neighbour):
     """``clear`` flushes the whole store."""
 
@@ -263,7 +263,7 @@ class ClearTakesTheStore(_Neighbour):
         return await super().clear()
 
 
-@caught_by("")
+@caught_by("size_after_clear")
 class ClearLeavesTheLast(DictBackend):
     """``clear`` leaves the newest entry, and knows it."""
 
@@ -275,7 +275,7 @@ class ClearLeavesTheLast(DictBackend):
             return len(keys)
 
 
-@caught_by("")
+@caught_by("namespace_of_entries")
 class NamespacesFoldCase(DictBackend):
     """Namespaces that differ in case alone are one."""
 
@@ -283,7 +283,7 @@ class NamespacesFoldCase(DictBackend):
         super().__init__(shelf, namespace.lower(), max_bytes, clock)
 
 
-@caught_by("")
+@caught_by("namespace_of_the_account")
 class UsageCountsItsNeighbours(_Neighbour):
     """``usage`` counts the whole store."""
 

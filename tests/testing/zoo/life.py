@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import AsyncIterator, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 from claude_force_cache import Capabilities, Clock, Entry, EntryInfo
@@ -11,7 +12,7 @@ from .reference import DictBackend, Record, Shelf
 from .registry import caught_by
 
 
-@caught_by("")
+@caught_by("ttl_edge")
 class LivesAtTheEdge(DictBackend):
     """At the very moment of its expiry an entry still lives."""
 
@@ -19,7 +20,7 @@ class LivesAtTheEdge(DictBackend):
         return [k for k, r in self.table.records.items() if r.expires is not None and r.expires < now]
 
 
-@caught_by("")
+@caught_by("ttl_edge")
 class LivesInWholeSeconds(DictBackend):
     """A life is rounded up to whole seconds, which the capabilities do not say."""
 
@@ -27,7 +28,7 @@ class LivesInWholeSeconds(DictBackend):
         return None if ttl is None else now + math.ceil(ttl)
 
 
-@caught_by("")
+@caught_by("ttl_edge")
 class DiesEarly(DictBackend):
     """A life is rounded down to whole seconds, so an entry dies before its time."""
 
@@ -35,7 +36,7 @@ class DiesEarly(DictBackend):
         return None if ttl is None else now + math.floor(ttl)
 
 
-@caught_by("")
+@caught_by("ttl_edge")
 class NeverExpires(DictBackend):
     """Lives are written down, and nobody looks at them."""
 
@@ -43,7 +44,7 @@ class NeverExpires(DictBackend):
         return []
 
 
-@caught_by("")
+@caught_by("ttl_far_future")
 class FarFutureIsNow(DictBackend):
     """A life of more than thirty days is read as a date, which is long past."""
 
@@ -51,7 +52,7 @@ class FarFutureIsNow(DictBackend):
         return ttl if ttl is not None and ttl > 30 * 86400 else super().expiry(ttl, now)
 
 
-@caught_by("")
+@caught_by("ttl_far_future")
 class LongLivesAreCut(DictBackend):
     """A life of more than a year is cut to one, which the capabilities do not say."""
 
@@ -59,7 +60,7 @@ class LongLivesAreCut(DictBackend):
         return super().expiry(None if ttl is None else min(ttl, 365 * 86400), now)
 
 
-@caught_by("")
+@caught_by("ttl_renewed_by_overwrite")
 class OverwriteKeepsTheLife(DictBackend):
     """An overwrite keeps the life of its predecessor."""
 
@@ -71,7 +72,7 @@ class OverwriteKeepsTheLife(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("ttl_dropped_by_overwrite")
 class EternalOverwriteKeepsTheLife(DictBackend):
     """An overwrite without a life keeps that of its predecessor."""
 
@@ -83,7 +84,7 @@ class EternalOverwriteKeepsTheLife(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("size_after_expiry")
 class BulkForgetsTheLife(DictBackend):
     """``set_many`` stores everything for ever."""
 
@@ -91,7 +92,7 @@ class BulkForgetsTheLife(DictBackend):
         return await super().set_many({key: (value, None) for key, (value, _) in items.items()})
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredAreRead(DictBackend):
     """``get`` returns an expired entry that no other verb has cleared away."""
 
@@ -104,7 +105,7 @@ class ExpiredAreRead(DictBackend):
             return Entry(record.value, record.version)
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredAreReadInBulk(DictBackend):
     """``get_many`` returns expired entries that no other verb has cleared away."""
 
@@ -116,7 +117,7 @@ class ExpiredAreReadInBulk(DictBackend):
             return {key: Entry(record.value, record.version) for key, record in found.items()}
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredAreScanned(DictBackend):
     """``scan`` yields expired entries that no other verb has cleared away."""
 
@@ -127,7 +128,7 @@ class ExpiredAreScanned(DictBackend):
             yield info
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredAreDeleted(DictBackend):
     """A delete of an expired entry returns True."""
 
@@ -139,7 +140,7 @@ class ExpiredAreDeleted(DictBackend):
             return True
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class ExpiredHoldTheirKey(DictBackend):
     """``add`` takes an expired entry for a present one."""
 
@@ -150,7 +151,7 @@ class ExpiredHoldTheirKey(DictBackend):
         return await super().add(key, value, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("ttl_of_every_verb")
 class TouchRevives(DictBackend):
     """A touch gives an expired entry a new life."""
 
@@ -163,7 +164,7 @@ class TouchRevives(DictBackend):
             return True
 
 
-@caught_by("")
+@caught_by("ttl_set_by_touch", "stateful_agreement")
 class TouchKeepsTheLife(DictBackend):
     """A touch returns True and leaves the life as it was."""
 
@@ -171,7 +172,7 @@ class TouchKeepsTheLife(DictBackend):
         return
 
 
-@caught_by("")
+@caught_by("ttl_set_by_touch")
 class TouchAddsToTheLife(DictBackend):
     """A touch counts the new life from the end of the old one."""
 
@@ -181,7 +182,7 @@ class TouchAddsToTheLife(DictBackend):
         super().renew(key, None if expires is None else expires + left)
 
 
-@caught_by("")
+@caught_by("ttl_set_by_touch")
 class TouchNeverMakesEternal(DictBackend):
     """A touch without a life leaves the old one."""
 
@@ -190,7 +191,7 @@ class TouchNeverMakesEternal(DictBackend):
             super().renew(key, expires)
 
 
-@caught_by("")
+@caught_by("ttl_set_by_touch")
 class TouchNeverShortens(DictBackend):
     """A touch only ever makes a life longer."""
 
@@ -200,7 +201,7 @@ class TouchNeverShortens(DictBackend):
             super().renew(key, expires)
 
 
-@caught_by("")
+@caught_by("ttl_in_scan")
 class ScanTellsTheWholeLife(DictBackend):
     """``scan`` tells the life that an entry was given, not what remains of it."""
 
@@ -218,7 +219,7 @@ class ScanTellsTheWholeLife(DictBackend):
         return [info._replace(ttl=ttl) for info, ttl in zip(super().infos(now), lives)]
 
 
-@caught_by("")
+@caught_by("ttl_in_scan")
 class ScanTellsTheDateOfExpiry(DictBackend):
     """``scan`` tells when an entry expires, not how long it has left."""
 
@@ -226,7 +227,7 @@ class ScanTellsTheDateOfExpiry(DictBackend):
         return super().infos(0.0)
 
 
-@caught_by("")
+@caught_by("ttl_when_the_clock_is_set_back")
 class ClockStepBackRevives(DictBackend):
     """What has expired is only hidden, and comes back when the clock is set back."""
 
@@ -243,7 +244,7 @@ class ClockStepBackRevives(DictBackend):
                 self.table.put(key, record)
 
 
-@caught_by("")
+@caught_by("ttl_across_reopening")
 class ReopenMakesEternal(DictBackend):
     """The lives of the entries are lost when the store is closed, so they live for ever afterwards."""
 
@@ -253,7 +254,7 @@ class ReopenMakesEternal(DictBackend):
         await super().close()
 
 
-@caught_by("")
+@caught_by("ttl_across_reopening")
 class ReopenRevives(DictBackend):
     """What expired since the last look gets a new life when the store is opened."""
 
@@ -263,7 +264,7 @@ class ReopenRevives(DictBackend):
         await super().open()
 
 
-@caught_by("")
+@caught_by("ttl_edge")
 class IgnoresItsClock(DictBackend):
     """Time is read from the system, whatever clock the backend is given."""
 
@@ -271,7 +272,44 @@ class IgnoresItsClock(DictBackend):
         super().__init__(shelf, namespace, max_bytes, None)
 
 
-@caught_by("")
+@caught_by("ttl_not_renewed_by_reading")
+class ReadingProlongsTheLife(DictBackend):
+    """Each read makes the life of an entry a second longer."""
+
+    async def get(self, key: str) -> Optional[Entry]:
+        entry = await super().get(key)
+        expires = self.table.records[key].expires if entry else None
+        if expires is not None:
+            self.renew(key, expires + 1)
+        return entry
+
+
+@caught_by("ttl_not_renewed_by_reading")
+class LosingAddGivesItsLife(DictBackend):
+    """An add that finds the key taken gives its own life to the entry that is there."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        stored = await super().add(key, value, ttl=ttl)
+        self.renew(key, self.expiry(ttl, self.clock()))
+        return stored
+
+
+@caught_by("ttl_by_the_stores_own_clock")
+class OwnClockCountsMilliseconds(DictBackend):
+    """Without a clock that is given, time is counted in milliseconds and lives in seconds."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock or (lambda: time.time() * 1000))
+
+
+@caught_by("capability_injectable_clock")
+class DeclaresThatItTakesNoClock(DictBackend):
+    """The capabilities say that the clock cannot be injected, and it can."""
+
+    capabilities = Capabilities(injectable_clock=False, shared_between_processes=False, shared_between_machines=False)
+
+
+@caught_by("capability_ttl_resolution")
 class DeclaresACoarseClock(DictBackend):
     """The capabilities promise expiry to the second, though it is exact: a weakness that is not there."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from dataclasses import replace
 from typing import Deque, Dict, Hashable, Optional
 
 from claude_force_cache import BackendClosedError, BackendUnavailableError, Capabilities, Clock, Entry
@@ -13,7 +14,7 @@ from .reference import DictBackend, Record, Shelf, Table
 from .registry import caught_by
 
 
-@caught_by("")
+@caught_by("closed_backend_refuses")
 class CloseTwiceRaises(DictBackend):
     """A second ``close`` raises."""
 
@@ -23,7 +24,7 @@ class CloseTwiceRaises(DictBackend):
         await super().close()
 
 
-@caught_by("")
+@caught_by("closed_backend_refuses")
 class WorksAfterClose(DictBackend):
     """The verbs go on working when the backend is closed."""
 
@@ -31,7 +32,7 @@ class WorksAfterClose(DictBackend):
         return
 
 
-@caught_by("")
+@caught_by("closed_backend_refuses", "unopened_backend_refuses")
 class PingsAfterClose(DictBackend):
     """``ping`` answers without looking whether the backend is open."""
 
@@ -39,7 +40,7 @@ class PingsAfterClose(DictBackend):
         return
 
 
-@caught_by("")
+@caught_by("reopening_keeps_entries")
 class CloseClears(DictBackend):
     """The entries go with ``close``, though the capabilities promise that they stay."""
 
@@ -49,7 +50,7 @@ class CloseClears(DictBackend):
         await super().close()
 
 
-@caught_by("")
+@caught_by("reopening_keeps_entries")
 class OpenClears(DictBackend):
     """``open`` begins with an empty namespace, though the capabilities promise that entries stay."""
 
@@ -58,14 +59,41 @@ class OpenClears(DictBackend):
         await self.clear()
 
 
-@caught_by("")
+@caught_by("reopening_begins_anew")
 class DeclaresThatNothingStays(DictBackend):
     """The capabilities say that entries go with ``close``, and they stay."""
 
     capabilities = Capabilities(persistent=False, shared_between_processes=False, shared_between_machines=False)
 
 
-@caught_by("")
+@caught_by("unopened_backend_refuses")
+class WorksBeforeOpen(DictBackend):
+    """The verbs work without ``open``."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock)
+        self.opened = True
+
+
+@caught_by("close_ends_everything")
+class LeavesATask(DictBackend):
+    """A task that was started by ``open`` goes on after ``close``."""
+
+    async def open(self) -> None:
+        await super().open()
+        self.task = asyncio.ensure_future(asyncio.sleep(60))
+
+
+@caught_by("capabilities_as_declared")
+class OpensWithLess(DictBackend):
+    """The capabilities of the opened backend are not those that it had before."""
+
+    async def open(self) -> None:
+        await super().open()
+        self.capabilities = replace(self.capabilities, recency=None)
+
+
+@caught_by("use_from_elsewhere", "concurrent_event_loops")
 class BelongsToItsFirstLoop(DictBackend):
     """Works only in the event loop in which it was opened."""
 
@@ -79,7 +107,7 @@ class BelongsToItsFirstLoop(DictBackend):
         return await super().get(key)
 
 
-@caught_by("")
+@caught_by("cancelled_writes")
 class CancelledSetLeaksTheAccount(DictBackend):
     """A set counts the entry, waits for the store, and stores it; cancelled meanwhile, it leaves the count."""
 
@@ -93,7 +121,7 @@ class CancelledSetLeaksTheAccount(DictBackend):
             return self.store(key, value, ttl, now)
 
 
-@caught_by("")
+@caught_by("cancelled_writes")
 class CancelledDeleteLeaksTheAccount(DictBackend):
     """A delete takes the entry, waits, and then takes its size off; cancelled meanwhile, it leaves the size."""
 
@@ -108,7 +136,7 @@ class CancelledDeleteLeaksTheAccount(DictBackend):
         return deleted
 
 
-@caught_by("")
+@caught_by("cancelled_reads")
 class CancelledReadLeavesItsReply(DictBackend):
     """Replies are read in order from one connection; that of a cancelled read goes to the next caller."""
 
@@ -122,7 +150,7 @@ class CancelledReadLeavesItsReply(DictBackend):
         return self.replies.popleft()
 
 
-@caught_by("")
+@caught_by("cancelled_writes")
 class CancelledSetKeepsItsTurn(DictBackend):
     """Sets take turns, and one that is cancelled while it waits for the store never gives its turn back."""
 
@@ -156,7 +184,7 @@ class _Summed(Table):
         return self.sums[key] == zlib.crc32(self.records[key].value)
 
 
-@caught_by("")
+@caught_by("corrupt_by_raw_damage")
 class DamageRaises(DictBackend):
     """``get`` compares a checksum of its own, and raises where it differs."""
 
@@ -170,7 +198,7 @@ class DamageRaises(DictBackend):
         return entry
 
 
-@caught_by("")
+@caught_by("corrupt_by_raw_damage", "corrupt_by_raw_swap", "corrupt_by_raw_older_version")
 class DamageIsHidden(DictBackend):
     """``get`` compares a checksum of its own, and hides an entry that stays where it is, counted for ever."""
 

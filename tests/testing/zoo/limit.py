@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import AsyncIterator, Dict, Hashable, Mapping, Optional, Sequence, Tuple
 
-from claude_force_cache import Entry, EntryInfo, EntryTooLargeError
+from claude_force_cache import Capabilities, Entry, EntryInfo, EntryTooLargeError
 
 from .reference import DictBackend, Record, Table
 from .registry import caught_by
@@ -12,7 +12,7 @@ from .registry import caught_by
 Items = Mapping[str, Tuple[bytes, Optional[float]]]
 
 
-@caught_by("")
+@caught_by("limit_is_hard")
 class LimitIsNotHeld(DictBackend):
     """Nothing is ever evicted."""
 
@@ -20,7 +20,7 @@ class LimitIsNotHeld(DictBackend):
         return False
 
 
-@caught_by("")
+@caught_by("limit_is_hard", "stateful_agreement")
 class LimitIsCheckedBeforeTheWrite(DictBackend):
     """Room is made for what is there already, and then the new entry is added."""
 
@@ -30,7 +30,7 @@ class LimitIsCheckedBeforeTheWrite(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("limit_is_hard")
 class LimitIsOvershotByOneByte(DictBackend):
     """The limit is held with one byte too many."""
 
@@ -38,7 +38,7 @@ class LimitIsOvershotByOneByte(DictBackend):
         return self.max_bytes is not None and self.table.bytes > self.max_bytes + 1
 
 
-@caught_by("")
+@caught_by("size_of_largest_entry")
 class LimitItselfIsRefused(DictBackend):
     """An entry exactly as large as the limit is refused."""
 
@@ -48,7 +48,7 @@ class LimitItselfIsRefused(DictBackend):
             raise EntryTooLargeError(self.max_bytes, self.max_bytes)
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class EvictsTheMostRecent(DictBackend):
     """Of the others, the one that was used last goes first."""
 
@@ -56,7 +56,7 @@ class EvictsTheMostRecent(DictBackend):
         return list(self.table.records)[-2:][0]
 
 
-@caught_by("")
+@caught_by("eviction_spares_the_new")
 class EvictsWhatItJustStored(DictBackend):
     """The new entry is the first to go."""
 
@@ -64,7 +64,7 @@ class EvictsWhatItJustStored(DictBackend):
         return list(self.table.records)[-1]
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class EvictsTheLargest(DictBackend):
     """The largest of the others goes first."""
 
@@ -73,7 +73,7 @@ class EvictsTheLargest(DictBackend):
         return max(others, key=lambda key: self.table.size(key, self.table.records[key]))
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class ReadIsNoUse(DictBackend):
     """``get`` does not count as a use."""
 
@@ -88,14 +88,14 @@ class _InOrderOfWriting(Table):
         return
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class EvictsTheOldest(DictBackend):
     """Entries go in the order in which they were written, however often they are used."""
 
     table_type = _InOrderOfWriting
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class OverwriteIsNoUse(DictBackend):
     """An overwrite leaves the entry at its place in the order of eviction."""
 
@@ -108,7 +108,7 @@ class OverwriteIsNoUse(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class TouchIsNoUse(DictBackend):
     """A touch does not count as a use."""
 
@@ -120,7 +120,7 @@ class TouchIsNoUse(DictBackend):
             return True
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class LosingAddIsNoUse(DictBackend):
     """An add that finds the key taken does not count as a use of what it found."""
 
@@ -132,7 +132,7 @@ class LosingAddIsNoUse(DictBackend):
             return True
 
 
-@caught_by("")
+@caught_by("eviction_order")
 class BulkReadIsNoUse(DictBackend):
     """``get_many`` does not count as a use."""
 
@@ -142,7 +142,7 @@ class BulkReadIsNoUse(DictBackend):
             return {key: Entry(records[key].value, records[key].version) for key in keys if key in records}
 
 
-@caught_by("")
+@caught_by("eviction_ignores_scans")
 class ScanIsAUse(DictBackend):
     """``scan`` counts as a use of what it yields, in the order of the keys."""
 
@@ -153,7 +153,7 @@ class ScanIsAUse(DictBackend):
             self.table.use(key)
 
 
-@caught_by("")
+@caught_by("eviction_no_more_than_needed")
 class EvictsOneMore(DictBackend):
     """Once it evicts, it evicts one more than it needs to."""
 
@@ -165,7 +165,7 @@ class EvictsOneMore(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("eviction_no_more_than_needed")
 class EvictsToHalf(DictBackend):
     """Once it evicts, it goes down to half of the limit, which the capabilities do not say."""
 
@@ -177,7 +177,7 @@ class EvictsToHalf(DictBackend):
         return evicted
 
 
-@caught_by("")
+@caught_by("eviction_of_the_expired_first")
 class EvictsTheLivingFirst(DictBackend):
     """Room is made without clearing away what has expired, so living entries go in its place."""
 
@@ -186,7 +186,7 @@ class EvictsTheLivingFirst(DictBackend):
             return self.store(key, value, ttl, now)
 
 
-@caught_by("")
+@caught_by("eviction_no_more_than_needed")
 class OverwriteMakesRoomForBoth(DictBackend):
     """An overwrite makes room beside its predecessor, and evicts others for nothing."""
 
@@ -200,7 +200,7 @@ class OverwriteMakesRoomForBoth(DictBackend):
         return evicted + super().store(key, value, ttl, now)
 
 
-@caught_by("")
+@caught_by("eviction_count")
 class ReportsNoEvictions(DictBackend):
     """``set`` evicts and says that it did not."""
 
@@ -209,7 +209,7 @@ class ReportsNoEvictions(DictBackend):
         return 0
 
 
-@caught_by("")
+@caught_by("eviction_count")
 class ReportsTheReplacedAsEvicted(DictBackend):
     """``set`` counts the predecessor among the evicted."""
 
@@ -218,7 +218,7 @@ class ReportsTheReplacedAsEvicted(DictBackend):
         return super().store(key, value, ttl, now) + replaced
 
 
-@caught_by("")
+@caught_by("eviction_count_without_expired")
 class ReportsTheExpiredAsEvicted(DictBackend):
     """``set`` counts what it found expired among the evicted."""
 
@@ -228,7 +228,7 @@ class ReportsTheExpiredAsEvicted(DictBackend):
         return await super().set(key, value, ttl=ttl) + len(expired)
 
 
-@caught_by("")
+@caught_by("eviction_count")
 class BulkReportsNoEvictions(DictBackend):
     """``set_many`` evicts and says that it did not."""
 
@@ -237,7 +237,7 @@ class BulkReportsNoEvictions(DictBackend):
         return 0
 
 
-@caught_by("")
+@caught_by("size_after_refusal")
 class RefusalFlushes(DictBackend):
     """An entry that cannot fit makes everything go before it is refused."""
 
@@ -250,7 +250,7 @@ class RefusalFlushes(DictBackend):
             raise
 
 
-@caught_by("")
+@caught_by("size_after_refusal")
 class RefusalKeepsThePredecessor(DictBackend):
     """A refused overwrite leaves its predecessor, which is out of date."""
 
@@ -259,7 +259,7 @@ class RefusalKeepsThePredecessor(DictBackend):
         return super().store(key, value, ttl, now)
 
 
-@caught_by("")
+@caught_by("size_after_refused_add")
 class RefusedAddTakesTheHolder(DictBackend):
     """An add that could not fit anyway is refused before it looks, and takes the holder of the key with it."""
 
@@ -269,7 +269,7 @@ class RefusedAddTakesTheHolder(DictBackend):
         return await super().add(key, value, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("size_after_refused_add")
 class RefusedAddRaisesForATakenKey(DictBackend):
     """An add that could not fit is refused before it looks whether the key is free."""
 
@@ -279,7 +279,7 @@ class RefusedAddRaisesForATakenKey(DictBackend):
         return await super().add(key, value, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("size_after_refusal")
 class RefusalIsSilent(DictBackend):
     """An entry that cannot fit is dropped without a word."""
 
@@ -290,7 +290,7 @@ class RefusalIsSilent(DictBackend):
             return 0
 
 
-@caught_by("")
+@caught_by("size_after_refusal")
 class RefusalTellsTheValueAlone(DictBackend):
     """The error of a refusal gives the size of the value without the key."""
 
@@ -301,7 +301,7 @@ class RefusalTellsTheValueAlone(DictBackend):
             raise EntryTooLargeError(len(record.value), error.limit) from None
 
 
-@caught_by("")
+@caught_by("size_of_bulk")
 class RefusalStopsTheBatch(DictBackend):
     """``set_many`` stops at the first entry that is refused."""
 
@@ -309,7 +309,7 @@ class RefusalStopsTheBatch(DictBackend):
         return sum([await self.set(key, value, ttl=ttl) for key, (value, ttl) in items.items()])
 
 
-@caught_by("")
+@caught_by("size_of_bulk")
 class RefusalInABatchIsSilent(DictBackend):
     """``set_many`` stores what fits and does not report the rest."""
 
@@ -320,7 +320,7 @@ class RefusalInABatchIsSilent(DictBackend):
             return 0
 
 
-@caught_by("")
+@caught_by("limit_at_open")
 class ReopenIgnoresTheLimit(DictBackend):
     """A store that is above the limit when it is opened stays so until the next write."""
 
@@ -328,3 +328,50 @@ class ReopenIgnoresTheLimit(DictBackend):
         limit, self.max_bytes = self.max_bytes, None
         await super().open()
         self.max_bytes = limit
+
+
+class _Short(DictBackend):
+    """Takes values of up to 1000 bytes, and says so."""
+
+    capabilities = Capabilities(max_value_bytes=1000, shared_between_processes=False, shared_between_machines=False)
+    longest = 1000
+
+    def refuse(self, key: str, record: Record) -> None:
+        super().refuse(key, record)
+        if len(record.value) > self.longest:
+            raise EntryTooLargeError(self.table.size(key, record), len(key) + self.longest)
+
+
+@caught_by("capability_max_value_bytes")
+class LongestValueIsRefused(_Short):
+    """The longest value that the capabilities allow is refused."""
+
+    longest = 999
+
+
+@caught_by("capability_max_value_bytes")
+class LongestValueMakesRoomForTheKey(_Short):
+    """The longest value that the capabilities allow is taken under a short key alone."""
+
+    def refuse(self, key: str, record: Record) -> None:
+        super().refuse(key, record)
+        if self.table.size(key, record) > 1100:
+            raise EntryTooLargeError(self.table.size(key, record), 1100)
+
+
+@caught_by("capability_max_value_bytes")
+class TooLongValuesAreDropped(_Short):
+    """A value above the longest that the capabilities allow is dropped without a word."""
+
+    longest = 10**9
+
+    def admit(self, key: str, record: Record) -> int:
+        return super().admit(key, record) if len(record.value) <= 1000 else 0
+
+
+@caught_by("eviction_no_more_than_needed")
+class EvictsBeforeTheLimit(DictBackend):
+    """Room is made when the limit is reached, not when it is passed."""
+
+    def too_full(self) -> bool:
+        return self.max_bytes is not None and self.table.bytes >= self.max_bytes and len(self.table.records) > 1

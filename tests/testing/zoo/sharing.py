@@ -8,13 +8,13 @@ import time
 from contextlib import contextmanager
 from typing import Dict, Iterator, Optional
 
-from claude_force_cache import Entry, Usage
+from claude_force_cache import Capabilities, Entry, Usage
 
 from .reference import SQLiteBackend
 from .registry import caught_by
 
 
-@caught_by("")
+@caught_by("shared_entries", "shared_limit")
 class UsageSeesOwnWritesOnly(SQLiteBackend):
     """``usage`` looks again only after a write of its own, so it does not see what others wrote."""
 
@@ -29,7 +29,7 @@ class UsageSeesOwnWritesOnly(SQLiteBackend):
         return self.cached
 
 
-@caught_by("")
+@caught_by("shared_entries")
 class ReadsAreRemembered(SQLiteBackend):
     """What was read once comes from memory until the next write of its own, whatever others do."""
 
@@ -49,7 +49,7 @@ class ReadsAreRemembered(SQLiteBackend):
         return entry if entry is None else self.remembered.setdefault(key, entry)
 
 
-@caught_by("")
+@caught_by("concurrent_adds", "concurrent_connections")
 class AddRacesBetweenThreads(SQLiteBackend):
     """An add looks first and stores later, so two threads that meet both win."""
 
@@ -63,7 +63,7 @@ class AddRacesBetweenThreads(SQLiteBackend):
         return True
 
 
-@caught_by("")
+@caught_by("concurrent_stores", "concurrent_writes_at_the_limit", "concurrent_event_loops", "concurrent_connections")
 class AccountRacesBetweenThreads(SQLiteBackend):
     """A set reads the account and writes it back later, so what other threads did meanwhile is lost."""
 
@@ -92,7 +92,7 @@ class _OneThread(SQLiteBackend):
             yield now
 
 
-@caught_by("")
+@caught_by("processes_adding", "processes_deleting")
 class AddRacesBetweenProcesses(_OneThread, AddRacesBetweenThreads):
     """An add looks first and stores later, alone among the threads of its process, but not among processes."""
 
@@ -101,7 +101,7 @@ class AddRacesBetweenProcesses(_OneThread, AddRacesBetweenThreads):
             return super().add(key, value, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("processes_storing", "processes_writing_at_the_limit")
 class AccountRacesBetweenProcesses(_OneThread, AccountRacesBetweenThreads):
     """A set reads the account and writes it back later, alone among the threads, but not among processes."""
 
@@ -110,7 +110,7 @@ class AccountRacesBetweenProcesses(_OneThread, AccountRacesBetweenThreads):
             return super().set(key, value, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("use_from_elsewhere")
 class BelongsToItsThread(SQLiteBackend):
     """The connection can be used by the thread alone that opened it."""
 
@@ -118,9 +118,25 @@ class BelongsToItsThread(SQLiteBackend):
         return sqlite3.connect(str(self.path), timeout=30, isolation_level=None)
 
 
-@caught_by("")
+@caught_by("concurrent_connections")
 class GivesUpWhenOthersWrite(SQLiteBackend):
     """A verb that meets another process at work fails at once."""
 
     def connect(self) -> sqlite3.Connection:
         return sqlite3.connect(str(self.path), timeout=0, isolation_level=None, check_same_thread=False)
+
+
+@caught_by("processes_apart")
+class DeclaresThatProcessesAreApart(SQLiteBackend):
+    """The capabilities say that each process has entries of its own, and all have the same."""
+
+    capabilities = Capabilities(shared_between_processes=False, shared_between_machines=False)
+
+
+@caught_by("close_ends_everything")
+class LeavesAThread(SQLiteBackend):
+    """A thread that was started by ``open`` goes on after ``close``."""
+
+    def open(self) -> None:
+        super().open()
+        threading.Thread(target=time.sleep, args=[60], name="sweeper", daemon=True).start()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Hashable, Optional
+import itertools
+from typing import Dict, Hashable, Optional
 
 from claude_force_cache import Clock, Entry
 
@@ -11,7 +12,7 @@ from .reference import DictBackend, Shelf
 from .registry import caught_by
 
 
-@caught_by("")
+@caught_by("version_guards_delete", "corrupt_spares_the_newer", "concurrent_deletes")
 class DeleteIgnoresTheVersion(DictBackend):
     """A delete by version takes whatever is there."""
 
@@ -19,7 +20,7 @@ class DeleteIgnoresTheVersion(DictBackend):
         return await super().delete(key)
 
 
-@caught_by("")
+@caught_by("version_guards_touch")
 class TouchIgnoresTheVersion(DictBackend):
     """A touch by version renews whatever is there."""
 
@@ -27,7 +28,7 @@ class TouchIgnoresTheVersion(DictBackend):
         return await super().touch(key, ttl=ttl)
 
 
-@caught_by("")
+@caught_by("concurrent_deletes")
 class DeleteByVersionLosesARace(DictBackend):
     """A delete by version looks first and deletes later, so it takes a newer entry that came in between."""
 
@@ -39,7 +40,7 @@ class DeleteByVersionLosesARace(DictBackend):
         return await super().delete(key)
 
 
-@caught_by("")
+@caught_by("version_of_each_write")
 class VersionsStartAnewAfterADelete(DictBackend):
     """A version is the number of writes since the key was last deleted, so it comes again."""
 
@@ -48,7 +49,7 @@ class VersionsStartAnewAfterADelete(DictBackend):
         return 1 if before is None else int(str(before.version)) + 1
 
 
-@caught_by("")
+@caught_by("reopening_keeps_entries")
 class VersionsStartAnewAtOpen(DictBackend):
     """Each backend counts versions from 1, so one comes again after the store was reopened."""
 
@@ -61,7 +62,7 @@ class VersionsStartAnewAtOpen(DictBackend):
         return self.writes
 
 
-@caught_by("")
+@caught_by("version_of_each_write")
 class VersionIsTheContent(DictBackend):
     """The version is a digest of the value, so the same value written twice is one version."""
 
@@ -69,7 +70,7 @@ class VersionIsTheContent(DictBackend):
         return hash(bytes(value))
 
 
-@caught_by("")
+@caught_by("version_of_each_write", "stateful_agreement")
 class VersionIsTheTime(DictBackend):
     """The version is the time of the write, so two writes within one tick of the clock are one version."""
 
@@ -77,7 +78,7 @@ class VersionIsTheTime(DictBackend):
         return self.clock()
 
 
-@caught_by("")
+@caught_by("version_of_each_write")
 class VersionChangesWithEveryRead(DictBackend):
     """Each read gives the entry a new version, so nobody can use the one that he read before."""
 
@@ -88,7 +89,7 @@ class VersionChangesWithEveryRead(DictBackend):
         return entry
 
 
-@caught_by("")
+@caught_by("version_of_each_write")
 class VersionCannotBeHashed(DictBackend):
     """The version is a list, which no dictionary takes as a key."""
 
@@ -96,7 +97,7 @@ class VersionCannotBeHashed(DictBackend):
         return [next(self.table.versions)]  # type: ignore[return-value] # the defect
 
 
-@caught_by("")
+@caught_by("size_after_delete")
 class DeleteOfAMissIsTrue(DictBackend):
     """A delete of a key that is not there returns True."""
 
@@ -104,7 +105,7 @@ class DeleteOfAMissIsTrue(DictBackend):
         return await super().delete(key, version=version) or version is None
 
 
-@caught_by("")
+@caught_by("version_guards_delete")
 class DeleteOfAnotherVersionIsTrue(DictBackend):
     """A delete by a stale version leaves the newer entry, and returns True."""
 
@@ -112,7 +113,7 @@ class DeleteOfAnotherVersionIsTrue(DictBackend):
         return await super().delete(key, version=version) or key in self.table.records
 
 
-@caught_by("")
+@caught_by("touch_keeps_the_value")
 class TouchOfAMissIsTrue(DictBackend):
     """A touch of a key that is not there returns True."""
 
@@ -120,7 +121,7 @@ class TouchOfAMissIsTrue(DictBackend):
         return await super().touch(key, ttl=ttl, version=version) or key not in self.table.records
 
 
-@caught_by("")
+@caught_by("add_only_if_absent")
 class AddOverwrites(DictBackend):
     """An add that finds the key taken stores its value and returns False."""
 
@@ -131,7 +132,7 @@ class AddOverwrites(DictBackend):
             return free
 
 
-@caught_by("")
+@caught_by("add_only_if_absent")
 class AddIsAlwaysTrue(DictBackend):
     """An add that finds the key taken leaves it and returns True."""
 
@@ -140,7 +141,7 @@ class AddIsAlwaysTrue(DictBackend):
         return True
 
 
-@caught_by("")
+@caught_by("concurrent_adds")
 class AddRacesBetweenTasks(DictBackend):
     """An add looks first and stores later, so two tasks that meet both win."""
 
@@ -155,7 +156,7 @@ class AddRacesBetweenTasks(DictBackend):
             return True
 
 
-@caught_by("")
+@caught_by("concurrent_stores", "concurrent_writes_at_the_limit")
 class StoringRacesBetweenTasks(DictBackend):
     """A set reads the account, waits, and writes it back, so that what others did meanwhile is lost."""
 
@@ -168,3 +169,42 @@ class StoringRacesBetweenTasks(DictBackend):
         with self.turn():
             self.table.bytes = before + change
             return evicted
+
+
+@caught_by("version_after_expiry")
+class VersionsStartAnewAfterAnExpiry(DictBackend):
+    """A version is the number of writes since the key last expired, so it comes again."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock)
+        self.writes: Dict[str, int] = {}
+
+    def purge(self, now: float) -> None:
+        for key in self.dead(now):
+            self.writes.pop(key, None)
+        super().purge(now)
+
+    def new_version(self, key: str, value: bytes) -> Hashable:
+        self.writes[key] = self.writes.get(key, 0) + 1
+        return self.writes[key]
+
+
+@caught_by("stateful_agreement_with_clear", steps=8)
+class VersionsStartAnewAfterAClear(DictBackend):
+    """Versions are counted from 1 again when the namespace was cleared."""
+
+    async def clear(self) -> int:
+        cleared = await super().clear()
+        self.table.versions = itertools.count(1)
+        return cleared
+
+
+@caught_by("add_only_if_absent")
+class LosingAddRenewsTheVersion(DictBackend):
+    """An add that finds the key taken leaves the value and gives it a new version."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        stored = await super().add(key, value, ttl=ttl)
+        if not stored:
+            self.table.records[key] = self.table.records[key]._replace(version=next(self.table.versions))
+        return stored
