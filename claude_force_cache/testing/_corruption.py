@@ -4,86 +4,22 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from typing import Any, AsyncIterator, Dict, Hashable, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 from hypothesis import strategies as st
 
-from .._backend import Backend, Entry, EntryInfo, Usage
-from .._open import open_cache
 from .._results import MISSING
 from ._checks import check
-from ._handle import Handle, show
+from ._handle import show
 from ._kit import Kit
 from ._needs import hook, settable_clock
+from ._sealed import ANSWER, Late, Sealed
 from ._stage import Stage
-
-_SECRET = "the secret of the conformance kit"  # noqa: S105 - seals nothing but the kit's own entries
-_ANSWER = {"answer": "forty-two, and some more text to damage"}
-_OTHER = {"answer": "another"}
 
 # Backends and the core keep notes of their own at the beginning, so that is where damage tells the most.
 _places = st.one_of(st.integers(0, 40), st.integers(0, 10_000))
 _flips = st.tuples(_places, st.integers(1, 255))
 _extensions = st.binary(min_size=1, max_size=40)
-
-
-class Sealed:
-    """A cache on a stage's backend, driven by plain calls, with one answer in it and another beside it."""
-
-    def __init__(self, stage: Stage, handle: Handle, wrapped: Optional[Backend] = None) -> None:
-        self.stage = stage
-        self.handle = handle
-        clock: Dict[str, Any] = {} if stage.clock is None else {"clock": stage.clock}
-        # No tier and no hurry: every look has to reach the store, also on a slow machine.
-        backend = wrapped or stage.view(handle)
-        self._cache = open_cache(backend, secrets=_SECRET, tier_bytes=0, timeout=60, compress=False, **clock)
-        stage.at_end(self._cache.close)
-        self.set("question", _ANSWER)
-        self.set("other", _OTHER)
-        self.name = self.name_of("question")
-        self.other_name = self.name_of("other")
-
-    def set(self, question: str, answer: object, ttl: Optional[float] = None) -> None:
-        self.stage.note(f"cache.set({question!r})")
-        self.stage.run(self._cache.set(question, answer, ttl=ttl))
-
-    def get(self, question: str) -> object:
-        answer = self.stage.run(self._cache.get(question))
-        self.stage.note(f"cache.get({question!r}) -> {answer!r}")
-        return answer
-
-    def name_of(self, question: str) -> str:
-        entry = self.stage.run(self._cache.get_entry(question))
-        if entry is None:
-            self.stage.fail(f"cache.get({question!r}) misses what was just stored")
-        return entry.key
-
-    def sealed(self) -> bytes:
-        return self.handle.value(self.name) or b""
-
-    @property
-    def corrupt(self) -> int:
-        return self._cache.stats().corrupt
-
-    def expect_discarded(self, times: int = 1) -> None:
-        """Fail unless the question is a miss, its entry gone and counted once, and everything else as before."""
-        stage, (entries, size) = self.stage, self.handle.usage()
-        damaged = len(self.name) + len(self.sealed())
-        stage.account(self.handle, entries, size)
-        stage.expect("cache.get of a damaged entry", self.get("question"), MISSING)
-        stage.expect("the number of corrupt entries that the cache counted", self.corrupt, times)
-        stage.expect("get of what was damaged", self.handle.get(self.name), None)
-        stage.account(self.handle, entries - 1, size - damaged)
-        stage.expect("cache.get again", self.get("question"), MISSING)
-        stage.expect("the number of corrupt entries that the cache counted", self.corrupt, times)
-        stage.account(self.handle, entries - 1, size - damaged)
-
-    def expect_well(self) -> None:
-        """Fail unless the other answer is untouched and the question can be answered anew."""
-        self.stage.expect("cache.get of another entry", self.get("other"), _OTHER)
-        self.set("question", _ANSWER)
-        self.stage.expect("cache.get after a new answer was stored", self.get("question"), _ANSWER)
-        self.stage.account(self.handle)
 
 
 @contextmanager
@@ -188,7 +124,7 @@ def corrupt_spares_the_newer(kit: Kit) -> None:
         stage.expect("the arrival", late.arrives, None)
         stage.expect("get of the newer entry", handle.value(cache.name), good)
         stage.expect("the number of corrupt entries that the cache counted", cache.corrupt, 0)
-        stage.expect("cache.get of the newer entry", cache.get("question"), _ANSWER)
+        stage.expect("cache.get of the newer entry", cache.get("question"), ANSWER)
         stage.account(handle)
 
 
@@ -197,7 +133,7 @@ def corrupt_by_an_older_version(kit: Kit) -> None:
     """An older version that is put back is no answer once its own life is over."""
     with _quiet_stage(kit) as stage:
         cache = Sealed(stage, stage.handle(opened=False))
-        cache.set("question", _ANSWER, ttl=10)
+        cache.set("question", ANSWER, ttl=10)
         older = cache.sealed()
         cache.set("question", {"answer": "newer"}, ttl=100)
         stage.advance(10 + kit.late)
@@ -229,7 +165,7 @@ def corrupt_by_raw_damage(kit: Kit) -> None:
                 "replace": lambda: detail,
             }
             _write(kit, cache, cache.name, changed[kind]())
-            _expect_sound(cache, [_ANSWER])
+            _expect_sound(cache, [ANSWER])
             cache.expect_well()
 
 
@@ -253,7 +189,7 @@ def corrupt_by_raw_older_version(kit: Kit) -> None:
         cache.set("question", {"answer": "newer, and longer than the older answer was, by a good deal"})
         _write(kit, cache, cache.name, older)
         # Nothing in the store tells an older answer that is still fresh from the newest one.
-        _expect_sound(cache, [_ANSWER])
+        _expect_sound(cache, [ANSWER])
         cache.expect_well()
 
 
@@ -280,46 +216,3 @@ def _read(kit: Kit, cache: Sealed, key: str) -> bytes:
 def _write(kit: Kit, cache: Sealed, key: str, data: bytes) -> None:
     cache.stage.note(f"a stranger writes {show(data)} over the entry")
     cache.stage.run(kit.suite.write_raw(cache.handle.backend, key, data))
-
-
-class Late(Backend):
-    """A backend on which something arrives just before the next delete by version."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.capabilities = backend.capabilities
-        self.arrives: Optional[Tuple[str, bytes]] = None
-        self._backend = backend
-
-    async def get(self, key: str) -> Optional[Entry]:
-        return await self._backend.get(key)
-
-    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
-        return await self._backend.set(key, value, ttl=ttl)
-
-    async def set_many(self, items: Mapping[str, Tuple[bytes, Optional[float]]]) -> int:
-        return await self._backend.set_many(items)
-
-    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
-        return await self._backend.add(key, value, ttl=ttl)
-
-    async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
-        if version is not None and self.arrives is not None:
-            arriving, self.arrives = self.arrives, None
-            await self._backend.set(*arriving, ttl=None)
-        return await self._backend.delete(key, version=version)
-
-    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
-        return await self._backend.touch(key, ttl=ttl, version=version)
-
-    async def scan(self) -> AsyncIterator[EntryInfo]:
-        async for info in self._backend.scan():
-            yield info
-
-    async def usage(self) -> Usage:
-        return await self._backend.usage()
-
-    async def clear(self) -> int:
-        return await self._backend.clear()
-
-    async def ping(self) -> None:
-        await self._backend.ping()

@@ -25,3 +25,7 @@ class ConformanceError(AssertionError):
             lines.append("after these steps:")
             lines += [f"  {number}. {step}" for number, step in enumerate(self.steps, 1)]
         return "\n".join(lines)
+
+
+# Where its users find it; pytest shows the name with the module.
+ConformanceError.__module__ = "claude_force_cache.testing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Hashable, List, Optional, Sequence, Tuple
+from typing import Dict, Hashable, List, Optional, Sequence, Tuple
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,7 +11,7 @@ from .._backend import Entry
 from .._errors import EntryTooLargeError
 from ._checks import check
 from ._kit import Kit
-from ._model import Known, Model, size_of
+from ._model import Known, Model, is_life, size_of
 
 __all__ = ["ClearingMachine", "Machine"]
 
@@ -21,7 +21,6 @@ LIMIT = 100
 SECONDS = (1, 2, 3)
 _LONG = 1000
 _STEPS = 30
-_MILLISECOND = 0.001
 
 _keys = st.sampled_from(KEYS)
 # At a limit of 100: some always fit together, some push others out, some only just fit or do not.
@@ -189,7 +188,7 @@ class Machine(RuleBasedStateMachine):
         stage.require(usage.bytes <= model.max_bytes, f"usage is {usage.bytes} bytes, above {model.max_bytes}")
         for info in infos:
             expires = model.entries[info.key].expires
-            if not _is_life(info.ttl, expires, self.now(), self.kit.late, exact=self.timed):
+            if not is_life(info.ttl, expires, self.now(), self.kit.late, exact=self.timed):
                 right = None if expires is None else expires - self.now()
                 stage.fail(f"scan says that {info.key!r} lives for {info.ttl} s more: expected {right}")
 
@@ -284,15 +283,6 @@ class ClearingMachine(Machine):
         self.model.remove(list(self.model.entries))
 
 
-def _is_life(seen: Any, expires: Optional[float], now: float, late: float, *, exact: bool) -> bool:
-    if seen is None or expires is None:
-        return seen is None and expires is None
-    right = expires - now
-    # An entry that the store keeps a little longer than its life may say so.
-    least = right - _MILLISECOND if exact else 0.0
-    return bool(min(least, 0.0 if late else least) <= seen <= right + late + _MILLISECOND)
-
-
 @check()
 def stateful_agreement(kit: Kit) -> None:
     """After any sequence of verbs, every answer, the account, the lives and the survivors are those of the model."""
@@ -301,5 +291,5 @@ def stateful_agreement(kit: Kit) -> None:
 
 @check()
 def stateful_agreement_with_clear(kit: Kit) -> None:
-    """All agrees with the model with clear among the verbs, which takes all live entries and tells how many there were."""
+    """All agrees with the model also where clear is among the verbs, which tells how many live entries it took."""
     kit.machine(ClearingMachine, _STEPS)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import itertools
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional
 
-__all__ = ["Known", "Model", "size_of"]
+__all__ = ["Known", "Model", "is_life", "size_of"]
+
+_MILLISECOND = 0.001
 
 
 def size_of(key: str, value: bytes) -> int:
     """Return the size of an entry, as the contract defines it."""
     return len(key) + len(value)
+
+
+def is_life(seen: Optional[float], expires: Optional[float], now: float, late: float, *, exact: bool) -> bool:
+    """Whether ``seen`` may be what is left of a life; ``exact`` if time stood still meanwhile."""
+    if seen is None or expires is None:
+        return seen is None and expires is None
+    right = expires - now
+    # An entry that the store keeps a little longer than its life may say so.
+    least = right - _MILLISECOND if exact else 0.0
+    return bool(min(least, 0.0 if late else least) <= seen <= right + late + _MILLISECOND)
 
 
 class Known(NamedTuple):
