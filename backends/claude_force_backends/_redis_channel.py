@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from typing import Any, AsyncGenerator, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+import anyio
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -131,14 +132,15 @@ class Channel:
             self._end = self._closing_with_the_loop()
             await self._end.__anext__()
         try:
-            return await asyncio.wait_for(self._run(commands, repeatable), self._timeout)
-        except asyncio.TimeoutError:
-            raise BackendUnavailableError(
-                f"Redis at {self._server} did not answer within {self._timeout:g} s: "
-                "check the server and the network, or raise socket_timeout"
-            ) from None
+            # Before Python 3.12, asyncio.wait_for forgets a cancellation that comes together with the reply.
+            with anyio.move_on_after(self._timeout):
+                return await self._run(commands, repeatable)
         except (RedisError, OSError) as error:
             raise _translated(error, self._server) from error
+        raise BackendUnavailableError(
+            f"Redis at {self._server} did not answer within {self._timeout:g} s: "
+            "check the server and the network, or raise socket_timeout"
+        )
 
     async def _run(self, commands: Sequence[Command], repeatable: bool) -> List[Reply]:
         replies = await self._exchange(commands, repeatable)

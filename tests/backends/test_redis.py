@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Awaitable, Callable, ClassVar, Dict, List, Optional
+from typing import Any, Awaitable, Callable, ClassVar, Dict, List, Optional, Tuple
 
 import pytest
 import redis
 from accounting import AccountingTests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from claude_force_backends.redis import RedisBackend, claude_force_cache_backend
 from claude_force_cache import (
@@ -545,3 +552,114 @@ def test_speaks_over_a_unix_socket(start_server: Any, namespace: str, tmp_path: 
 def test_a_url_that_names_no_single_server_is_refused(url: str) -> None:
     with pytest.raises(InvalidURLError):
         backend(url, "default")
+
+
+def test_a_caller_that_is_cancelled_when_its_reply_arrives_is_cancelled(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        async def use_and_stay() -> None:
+            await store.set("key", b"value", ttl=None)
+            await asyncio.sleep(60)
+
+        for turn in range(100):
+            task = asyncio.ensure_future(use_and_stay())
+            for _ in range(turn % 20):
+                # Short sleeps let the reply arrive, so that some cancellations meet it.
+                await asyncio.sleep(0 if turn % 2 else 0.00005)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=10)
+            assert done, "the cancellation was forgotten"
+
+    with_backend(backend(redis_server.url, namespace), work)
+
+
+class TestTLS:
+    """A server and a client with certificates of an authority that only this test knows."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        authority = _certificate(tmp_path, "authority", None)
+        for name in ("server", "client"):
+            _certificate(tmp_path, name, authority)
+        _certificate(tmp_path, "stranger", None)
+        return tmp_path
+
+    @pytest.fixture
+    def url(self, folder: Path, start_server: Any) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        start_server(
+            *("redis", "--tls-port", str(port), "--tls-ca-cert-file", str(folder / "authority.crt")),
+            *("--tls-cert-file", str(folder / "server.crt"), "--tls-key-file", str(folder / "server.key")),
+        )
+        return f"redis://127.0.0.1:{port}"
+
+    def options(self, folder: Path, authority: str = "authority", client: Optional[str] = "client") -> Dict[str, Any]:
+        files = {"tls_ca_file": str(folder / f"{authority}.crt")}
+        if client is not None:
+            files.update(tls_cert_file=str(folder / f"{client}.crt"), tls_key_file=str(folder / f"{client}.key"))
+        return {"tls": True, **files}
+
+    def test_with_certificates_on_both_sides_works(self, folder: Path, url: str, namespace: str) -> None:
+        async def work(store: RedisBackend) -> None:
+            large = os.urandom(3_000_000)
+            await store.set("key", large, ttl=None)
+            entries = await asyncio.gather(*(store.get("key") for _ in range(5)))
+            assert all(entry is not None and entry.value == large for entry in entries)
+            assert await account(store) == [1, 3 + len(large)]
+
+        with_backend(backend(url, namespace, **self.options(folder), socket_timeout=10.0), work)
+
+    def test_a_server_of_an_unknown_authority_is_refused(self, folder: Path, url: str, namespace: str) -> None:
+        store = backend(url, namespace, **self.options(folder, authority="stranger"))
+        with pytest.raises(BackendUnavailableError, match=r"(?i)certificate"):
+            asyncio.run(store.open())
+
+    def test_a_server_of_another_name_is_refused(self, folder: Path, url: str, namespace: str) -> None:
+        store = backend(url.replace("127.0.0.1", "localhost"), namespace, **self.options(folder))
+        with pytest.raises(BackendUnavailableError, match=r"(?i)certificate|hostname"):
+            asyncio.run(store.open())
+
+    @pytest.mark.parametrize("client", [None, "stranger"])
+    def test_a_client_that_the_server_does_not_know_is_told(
+        self, folder: Path, url: str, namespace: str, client: Optional[str]
+    ) -> None:
+        store = backend(url, namespace, **self.options(folder, client=client))
+        with pytest.raises(BackendUnavailableError):
+            asyncio.run(store.open())
+
+    def test_a_server_without_it_is_not_spoken_to_in_clear(self, redis_server: Any, folder: Path) -> None:
+        store = backend(redis_server.url, "default", **self.options(folder), socket_timeout=1.0)
+        with pytest.raises(BackendUnavailableError):
+            asyncio.run(store.open())
+
+    def test_a_file_that_is_missing_is_named(self, url: str, namespace: str, tmp_path: Path) -> None:
+        store = backend(url, namespace, tls=True, tls_ca_file=str(tmp_path / "absent.crt"))
+        with pytest.raises(BackendUnavailableError, match=r"No such file"):
+            asyncio.run(store.open())
+
+
+def _certificate(
+    folder: Path, name: str, issuer: Optional[Tuple[x509.Certificate, Any]]
+) -> Tuple[x509.Certificate, Any]:
+    """Write ``name``.crt and ``name``.key for 127.0.0.1, signed by ``issuer`` or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key if issuer is None else issuer[1], hashes.SHA256())
+    )
+    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, key
