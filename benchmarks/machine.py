@@ -6,11 +6,12 @@ import os
 import platform
 import re
 import subprocess
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-__all__ = ["describe", "load", "resident_bytes"]
+__all__ = ["Waiting", "describe", "load", "resident_bytes"]
 
 _LIBRARIES = (
     "claude-force-cache",
@@ -52,6 +53,26 @@ def resident_bytes() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if platform.system() == "Darwin" else peak * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Waiting:
+    """How long the thread that makes this was ready to run while the system ran something else."""
+
+    def __init__(self) -> None:
+        path = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._file = path.open(encoding="ascii") if path.exists() else None
+
+    def seconds(self) -> float:
+        """Return the sum since the thread began; always 0 where the system does not tell."""
+        if self._file is None:
+            return 0.0
+        self._file.seek(0)
+        return int(self._file.read().split()[1]) / 1e9
+
+    def close(self) -> None:
+        """Close the system's file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _processor() -> str:

@@ -14,6 +14,7 @@ from typing import Any, Awaitable, Callable, Dict, List, NamedTuple
 from claude_force_cache import Cache
 
 from ..bench import STORES, Bench, case, key
+from ..machine import Waiting
 from ..measuring import Column, Section, Target, percentile
 from ..payloads import value
 
@@ -21,7 +22,7 @@ _TICK = 0.001
 _WRITERS = 8
 _LENGTH = 2_000
 _LIMIT_MS = 10.0
-_MOST_SECONDS = 20.0
+_MOST_SECONDS = 15.0
 """After this a round ends, however little was written."""
 _IDLE = "floor: nothing but the ticker"
 _HOPS = "floor: an empty function in a thread"
@@ -30,9 +31,10 @@ Load = Callable[[int], Awaitable[object]]
 
 
 class _Round(NamedTuple):
-    """How late each tick was, in seconds; how long the round took; how much was written."""
+    """How late each tick was, in seconds; the same less what the loop waited for a processor; and the whole."""
 
     late: List[float]
+    own: List[float]
     seconds: float
     written: int
 
@@ -43,14 +45,16 @@ async def stalls(bench: Bench) -> Section:
     section = Section(
         about=(
             f"A task sleeps for a millisecond, again and again, and notes how late it is woken, while {_WRITERS} "
-            f"others write {writes:,} entries of 2 KB into a full cache, so that as many are evicted. The worst of "
-            "all rounds, and the median over rounds of each one's worst. The floors say what the machine itself adds."
+            f"others write {writes:,} entries of 2 KB into a full cache, so that as many are evicted. Own "
+            "is without the time in which the loop's thread was ready and the system ran other programs: the worst of "
+            "all rounds, and the median over rounds of each one's worst. The target holds for the worst."
         ),
         label="load",
         columns=(
             Column("worst_ms", "worst ms", 2),
-            Column("median_worst_ms", "median worst ms", 2),
-            Column("p99_ms", "p99 ms", 2),
+            Column("own_ms", "own worst ms", 2),
+            Column("median_own_ms", "own median worst ms", 2),
+            Column("p99_ms", "own p99 ms", 2),
             Column("writes_per_s", "writes/s", 0),
             Column("written", "written"),
             Column("evicted", "evicted"),
@@ -71,15 +75,16 @@ async def stalls(bench: Bench) -> Section:
             loads[store] = _writing(cache, values)
         rounds = await _rounds(loads, bench.pick(2, 4), writes)
         evicted = {store: cache.stats().evictions for store, cache in caches.items()}
-    floors = max(max(one.late) for name in (_IDLE, _HOPS) for one in rounds[name]) * 1e3
+    floors = max(max(one.own) for name in (_IDLE, _HOPS) for one in rounds[name]) * 1e3
     for name, found in rounds.items():
-        worsts = [max(one.late) for one in found]
+        worsts = [max(one.own) for one in found]
         written = sum(one.written for one in found)
         row = {
             "name": name,
-            "worst_ms": max(worsts) * 1e3,
-            "median_worst_ms": statistics.median(worsts) * 1e3,
-            "p99_ms": percentile([late for one in found for late in one.late], 0.99) * 1e3,
+            "worst_ms": max(max(one.late) for one in found) * 1e3,
+            "own_ms": max(worsts) * 1e3,
+            "median_own_ms": statistics.median(worsts) * 1e3,
+            "p99_ms": percentile([late for one in found for late in one.own], 0.99) * 1e3,
             "writes_per_s": written / sum(one.seconds for one in found) if written else None,
             "written": written or None,
             "evicted": evicted.get(name),
@@ -91,11 +96,11 @@ async def stalls(bench: Bench) -> Section:
 
 
 def _target(row: Dict[str, Any], floors: float, writes: int, complete: bool) -> Target:
-    measured = f"{row['worst_ms']:.1f} ms (median of rounds {row['median_worst_ms']:.1f}, floors {floors:.1f})"
+    measured = f"{row['own_ms']:.1f} ms (median of rounds {row['median_own_ms']:.1f}, floors {floors:.1f})"
     return Target(
         f"no stall over {_LIMIT_MS:.0f} ms while {writes:,} entries are written and evicted: {row['name']}",
         measured if complete else f"{measured}, {row['written']:,} written before the time was up",
-        bool(row["worst_ms"] <= _LIMIT_MS) and complete,
+        bool(row["own_ms"] <= _LIMIT_MS) and complete,
     )
 
 
@@ -158,12 +163,15 @@ async def _spread(load: Load, first: int, count: int) -> int:
 async def _watch(work: Callable[[], Awaitable[int]]) -> _Round:
     """Return by how many seconds each tick was late while ``work`` ran, how long it ran, and what it returned."""
     late: List[float] = []
+    own: List[float] = []
+    waiting = Waiting()
 
     async def tick() -> None:
         while True:
-            due = time.perf_counter() + _TICK
+            before, due = waiting.seconds(), time.perf_counter() + _TICK
             await asyncio.sleep(_TICK)
             late.append(max(0.0, time.perf_counter() - due))
+            own.append(max(0.0, late[-1] - (waiting.seconds() - before)))
 
     ticker = asyncio.ensure_future(tick())
     begin = time.perf_counter()
@@ -175,4 +183,5 @@ async def _watch(work: Callable[[], Awaitable[int]]) -> _Round:
     finally:
         ticker.cancel()
         await asyncio.gather(ticker, return_exceptions=True)
-    return _Round(late, time.perf_counter() - begin, written)
+        waiting.close()
+    return _Round(late, own, time.perf_counter() - begin, written)
