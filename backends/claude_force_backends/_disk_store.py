@@ -252,22 +252,28 @@ class Store:
         return path
 
     def _create_tables(self, connection: sqlite3.Connection) -> None:
+        self._require_ours_or_empty(connection)  # the next two would change the file already
         connection.execute(f"PRAGMA auto_vacuum = {_PRAGMAS['auto_vacuum']}").close()
         self._switch_to_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
-        version = _pragma(connection, "user_version")
-        if version == _FORMAT:
+        self._require_ours_or_empty(connection)
+        if _pragma(connection, "user_version") == _FORMAT:
             return  # another process was first
-        if version != 0 or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise ForeignStoreError(
-                f"{self._path} is a database that this version of the package did not make: remove it, or {ANOTHER}"
-            )
         _Schema(connection)
         connection.execute("CREATE INDEX Cache_access_time ON Cache (access_time)")
         for name, event, condition, action in _TRIGGERS:
             connection.execute(f"CREATE TRIGGER Cache_{name} {event} ON Cache WHEN {condition} BEGIN {action}; END")
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
         connection.execute("COMMIT")
+
+    def _require_ours_or_empty(self, connection: sqlite3.Connection) -> None:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # In this order: another process that makes the tables just now commits them with the version.
+        version = _pragma(connection, "user_version")
+        if version not in {0, _FORMAT} or (version == 0 and tables):
+            raise ForeignStoreError(
+                f"{self._path} is a database that this version of the package did not make: remove it, or {ANOTHER}"
+            )
 
     def _switch_to_wal(self, connection: sqlite3.Connection) -> None:
         # SQLite does not wait by itself when two processes do this at the same time.

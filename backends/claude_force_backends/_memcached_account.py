@@ -73,8 +73,8 @@ class Account:
 
     def open(self) -> None:
         """Bring the namespace within the limit, if the counter does not vouch for it."""
-        value = self._server.call("get", self._counter)
-        if value is None or _used(int(value)) > self.limit:
+        value = _number(self._server.call("get", self._counter))
+        if value is None or _used(value) > self.limit:
             self.make_room("", 0)
 
     def store(self, name: str, blob: bytes, expire: int, *, only_if_absent: bool) -> Optional[int]:
@@ -108,10 +108,11 @@ class Account:
     def release(self, epoch: int, size: int) -> None:
         """Take back a reservation that was not used, if it can be done safely."""
         for _ in range(10):
-            value, cas = self._server.call("gets", self._counter)
-            if value is None or _epoch(int(value)) != epoch:
+            found, cas = self._server.call("gets", self._counter)
+            value = _number(found)
+            if value is None or _epoch(value) != epoch:
                 return
-            lower = b"%d" % (int(value) - size)
+            lower = b"%d" % (value - size)
             if self._server.call("cas", self._counter, lower, cas, repeatable=False):
                 return
 
@@ -173,8 +174,8 @@ class Account:
         return room
 
     def _reserve_if_it_fits(self, size: int) -> Optional[Room]:
-        value = self._server.call("get", self._counter)
-        if value is None or _used(int(value)) + size > self.limit:
+        value = _number(self._server.call("get", self._counter))
+        if value is None or _used(value) + size > self.limit:
             return None
         return self.reserve(size)
 
@@ -195,10 +196,11 @@ class Account:
                     evicted += 1
                     live -= self.size_of(item)
         for _ in range(10):
-            value, cas = self._server.call("gets", self._counter)
-            if value is None or _epoch(int(value)) != epoch:
+            found, cas = self._server.call("gets", self._counter)
+            value = _number(found)
+            if value is None or _epoch(value) != epoch:
                 break
-            used = live + need + max(0, _used(int(value)) - self.limit)
+            used = live + need + max(0, _used(value) - self.limit)
             final = b"%d" % (epoch << _SHIFT | used)
             if used <= self.limit and self._server.call("cas", self._counter, final, cas, repeatable=False):
                 return epoch, evicted
@@ -208,14 +210,14 @@ class Account:
 
     def _begin_epoch(self) -> Optional[int]:
         """Move the counter to a new epoch and to the limit; None if somebody was faster."""
-        value, cas = self._server.call("gets", self._counter)
-        if value is None:
-            epoch = random.randrange(_EPOCHS)  # noqa: S311 - only has to differ from the lost one's
-            full = b"%d" % (epoch << _SHIFT | self.limit)
+        found, cas = self._server.call("gets", self._counter)
+        value = _number(found)
+        # Where the counter is lost, the epoch only has to differ from the lost one's.
+        epoch = random.randrange(_EPOCHS) if value is None else (_epoch(value) + 1) % _EPOCHS  # noqa: S311
+        full = b"%d" % (epoch << _SHIFT | self.limit)
+        if found is None:
             done = self._server.call("add", self._counter, full, repeatable=False)
         else:
-            epoch = (_epoch(int(value)) + 1) % _EPOCHS
-            full = b"%d" % (epoch << _SHIFT | self.limit)
             done = self._server.call("cas", self._counter, full, cas, repeatable=False)
         return epoch if done else None
 
@@ -241,6 +243,11 @@ class Account:
 
     def _size(self, name: str, length: int) -> int:
         return len(name) - len(self._prefix) + length - self._overhead
+
+
+def _number(value: Optional[bytes]) -> Optional[int]:
+    """Return the counter, or None if there is none or somebody spoilt it."""
+    return int(value) if value is not None and value.strip().isdigit() else None
 
 
 def _epoch(value: int) -> int:

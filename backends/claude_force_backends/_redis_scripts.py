@@ -216,7 +216,16 @@ if entries == 0 then
     return {more, 1, evicted, 0, 0}
 end
 local checked = redis.call('HGET', account, 'evicted') == evicted and 1 or 0
-return {more, checked, evicted, entries, total()}
+local bytes = total()
+if not (bytes and bytes >= 0) then
+    -- Somebody spoilt it.
+    bytes = 0
+    for _, size in ipairs(redis.call('HVALS', sizes)) do
+        bytes = bytes + size
+    end
+    redis.call('HSET', account, 'bytes', exact(bytes))
+end
+return {more, checked, evicted, entries, bytes}
 """
 
 _SCAN = """

@@ -27,10 +27,12 @@ from claude_force_cache import (
     BackendClosedError,
     BackendPlugin,
     BackendSettings,
+    BackendUnavailableError,
     Capabilities,
     Entry,
     EntryInfo,
     EntryTooLargeError,
+    ForeignStoreError,
     Option,
     Usage,
     hookimpl,
@@ -84,7 +86,9 @@ class RedisBackend(Backend):
             if self._limit is not None:
                 pending = list(range(self._partitions))
                 while pending:
-                    replies = await self._run([self._call("trim", number, self._limit) for number in pending])
+                    replies = await self._channel().run(
+                        [self._call("trim", number, self._limit) for number in pending], repeatable=True
+                    )
                     pending = [number for number, more in zip(pending, replies) if more]
         except BaseException:
             await self.close()
@@ -264,7 +268,11 @@ class RedisBackend(Backend):
                 return
 
     async def _run(self, commands: Sequence[Command], *, repeatable: bool = True) -> List[Reply]:
-        return await self._channel().run(commands, repeatable=repeatable)
+        try:
+            return await self._channel().run(commands, repeatable=repeatable)
+        except ForeignStoreError as error:
+            # Somebody's key took the place of one of ours since we opened: for the caller, an outage.
+            raise BackendUnavailableError(str(error)) from error
 
     def _channel(self) -> Channel:
         if not self._open:

@@ -733,3 +733,17 @@ class TestURL:
         parsed, _ = BackendURL.from_options("disk", {"path": "relative/folder"})
         with pytest.raises(InvalidURLError, match="not absolute"):
             claude_force_cache_backend().create(BackendSettings(parsed))
+
+
+def test_a_database_of_somebody_else_stays_as_it_is_to_the_byte(folder: Path) -> None:
+    with opened(folder):
+        pass
+    database(folder).unlink()
+    connection = sqlite3.connect(str(database(folder)))
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.commit()
+    connection.close()
+    before = database(folder).read_bytes()
+    with pytest.raises(ForeignStoreError, match="did not make"):
+        make_disk(folder).open()
+    assert database(folder).read_bytes() == before

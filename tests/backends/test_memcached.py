@@ -528,3 +528,16 @@ def test_a_url_that_memcached_has_no_use_for_is_refused(url: str) -> None:
 def test_a_clock_is_refused() -> None:
     with pytest.raises(InvalidOptionError, match="clock"):
         MemcachedBackend(BackendSettings(BackendURL("memcached"), clock=time.time))
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"theirs", b"-5", b"9" * 30])
+def test_a_counter_that_somebody_spoilt_is_counted_anew_at_open(
+    memcached_server: Any, namespace: str, spoilt: bytes
+) -> None:
+    with plain_client(memcached_server) as client, opened(memcached_server.url, namespace, 1000) as earlier:
+        earlier.set("kept", bytes(96), ttl=None)
+        client.set(f"cfc:{namespace}:!account", spoilt)
+        with opened(memcached_server.url, namespace, 1000) as store:
+            assert counted(client, namespace) == 100
+            store.set("new", bytes(97), ttl=None)
+            assert account(store) == [2, 200]

@@ -663,3 +663,31 @@ def _certificate(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate, key
+
+
+def test_foreign_data_that_comes_later_is_an_outage(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        await store.set("key", b"value", ttl=None)
+        for index in ("sizes", "uses", "lives", "account"):
+            name = f"cfc:{{{namespace}:0}}:{index}"
+            client.delete(name)
+            client.set(name, "foreign")
+            with pytest.raises(BackendUnavailableError, match="foreign data"):
+                await store.set("key", b"value", ttl=5)
+            client.delete(name)
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace, 1000), work)
+
+
+@pytest.mark.parametrize("spoilt", ["-500", "theirs", "nan"])
+def test_an_account_that_somebody_spoilt_is_counted_anew(redis_server: Any, namespace: str, spoilt: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        await store.set("key", b"value", ttl=None)
+        client.hset(f"cfc:{{{namespace}:0}}:account", "bytes", spoilt)
+        assert await account(store) == [1, 8]
+        await store.set("new", b"value", ttl=None)
+        assert await account(store) == [2, 16]
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace, 1000), work)
