@@ -566,16 +566,13 @@ class Cache(Generic[V]):
                 found = {} if one is None else {names[0]: one}
             else:
                 found = await self._guarded(lambda: self._backend.get_many(names))
+            for ring, name in zip(self._rings, names):
+                entry = found.get(name)
+                hit = None if entry is None else await self._open_entry(ring, name, entry, read)
+                if hit is not None:
+                    return hit
         except BackendUnavailableError:
             self._counts["errors"] += 1
-            return None
-        for ring, name in zip(self._rings, names):
-            entry = found.get(name)
-            if entry is None:
-                continue
-            hit = await self._open_entry(ring, name, entry, read)
-            if hit is not None:
-                return hit
         return None
 
     async def _open_entry(self, ring: _Ring, name: str, entry: Entry, read: Optional[int]) -> Optional[CacheEntry[V]]:
@@ -625,11 +622,11 @@ class Cache(Generic[V]):
         if len(data) > MAX_LENGTH:
             raise InvalidValueError(f"a value of {len(data)} bytes is above {MAX_LENGTH}, the most that a cache stores")
         expires_at = None if life is None else now + life
-        sealed = await self._offload(
-            len(data), lambda: self._rings[0].sealer.seal(name, data, created_at=now, expires_at=expires_at)
-        )
-        self._keep(name, value, data, created_at=now, expires_at=expires_at, now=now)
         try:
+            sealed = await self._offload(
+                len(data), lambda: self._rings[0].sealer.seal(name, data, created_at=now, expires_at=expires_at)
+            )
+            self._keep(name, value, data, created_at=now, expires_at=expires_at, now=now)
             evicted = await self._guarded(lambda: self._replace(names, sealed, life), _STORE_FACTOR)
         except EntryTooLargeError:
             self._counts["refused"] += 1

@@ -131,7 +131,9 @@ class Guard:
 
     def _probe_when_due(self) -> None:
         now = time.monotonic()
-        if now < self._next_probe:
+        loop = asyncio.get_running_loop()
+        # A store that is silent for longer than a second must not gather probes.
+        if now < self._next_probe or any(probe.get_loop() is loop for probe in tuple(self._probes)):
             return
         self._next_probe = now + _PROBE_EVERY
         probe = asyncio.ensure_future(self._try_again())

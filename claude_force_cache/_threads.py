@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
@@ -22,7 +23,7 @@ from typing import (
 )
 
 from ._backend import Backend, Entry, EntryInfo, SyncBackend, Usage
-from ._errors import BackendClosedError
+from ._errors import BackendClosedError, BackendUnavailableError
 
 __all__ = ["ThreadedBackend", "Workers"]
 
@@ -36,6 +37,7 @@ class Workers:
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"claude-force-cache-{name}")
+        self._process = os.getpid()
         self._running: Set[Future[Any]] = set()
         self._closed = False
 
@@ -43,9 +45,13 @@ class Workers:
         """Return what ``function(*args)`` returns in a thread.
 
         :raises BackendClosedError: if the pool is closed.
+        :raises BackendUnavailableError: if this process was forked from the one that made the pool.
         """
         if self._closed:
             raise BackendClosedError("the cache is closed: open another one")
+        if os.getpid() != self._process:
+            # Threads stay behind in a fork, and a call that is handed to them would never return.
+            raise BackendUnavailableError("the cache was opened before this process was forked: open one in each")
         future = self._pool.submit(function, *args)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
@@ -56,6 +62,8 @@ class Workers:
         if self._closed:
             return
         self._closed = True
+        if os.getpid() != self._process:
+            return
 
         def finish() -> None:
             wait(list(self._running))

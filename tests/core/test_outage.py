@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Callable, List
 
 import pytest
@@ -131,3 +134,43 @@ def test_a_disk_folder_that_vanishes_costs_no_answer(tmp_path: Any) -> None:
                 assert await answer(cache, number, calls) == f"answer {number}"
 
     asyncio.run(main())
+
+
+def test_a_cache_that_was_opened_before_a_fork_is_an_outage_in_the_child(store_url: str, tmp_path: Path) -> None:
+    program = """
+import asyncio, os, sys, time
+from claude_force_cache import MISSING, open_cache
+
+async def opening(cache):
+    await cache.set("key", "x" * 200_000)
+    await cache.get("key")
+
+async def working(cache):
+    began = time.monotonic()
+    for n in range(5):
+        async def compute():
+            return n
+        assert await cache.get_or_compute(["key", n], compute) == n
+        assert await cache.get(["large", n]) is MISSING
+        await cache.set(["large", n], "x" * 200_000)
+    await cache.close()
+    assert time.monotonic() - began < 4
+
+cache = open_cache(sys.argv[1], namespace=sys.argv[2], tier_bytes=0)
+asyncio.run(opening(cache))
+child = os.fork()
+if not child:
+    code = 1
+    try:
+        asyncio.run(working(cache))
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitpid(child, 0)[1] == 0
+asyncio.run(cache.get("key"))
+asyncio.run(cache.clear())
+asyncio.run(cache.close())
+"""
+    arguments = [sys.executable, "-c", program, store_url, f"fork-{tmp_path.name}"]
+    done = subprocess.run(arguments, timeout=60, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
