@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 class Codec(Protocol[V]):
-    """Turns values into bytes and back. Called in the event loop for small values, in threads for large ones."""
+    """Turns values into bytes and back. Encodes in the event loop; large values are decoded in a thread."""
 
     @property
     def schema(self) -> str:
