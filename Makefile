@@ -57,5 +57,8 @@ bench: install servers ## measurements (ARGS=)
 wheel-check: install servers ## build, then install the wheel with each extra alone and try it
 	@$(BIN)/python scripts/wheel_check.py
 
+plugin-check: install ## a third party's plugin and a generated project, built, installed and tried
+	@$(BIN)/python -m scripts.plugin_check
+
 clean: ## remove what the above made
 	@rm -rf .venv .venv-* dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
