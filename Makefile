@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test lint format reference types contracts bench oldest newest wheel-check clean
+.PHONY: help install servers demo test lint format reference types contracts bench oldest newest wheel-check plugin-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
