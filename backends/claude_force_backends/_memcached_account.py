@@ -38,7 +38,9 @@ from ._memcached_server import Item, Server
 __all__ = ["Account", "Room"]
 
 _SHIFT = 40
-_EPOCHS = 1 << 24
+# The counter stays below 2**63. In a greater number servers up to 1.6 look for a minus sign, beyond its end, and take
+# a hyphen in whatever lies behind it in memory for one: "cannot increment or decrement non-numeric value".
+_EPOCHS = 1 << 23
 # Far above what a server can hold, far enough below the next epoch for sums that are taken back.
 _HIGHEST_LIMIT = 1 << (_SHIFT - 1)
 _LOCK_SECONDS = 5

@@ -310,6 +310,18 @@ def test_a_lost_counter_is_counted_anew(memcached_server: Any, namespace: str, l
         assert account(store)[1] <= counted(client, namespace) <= 1000
 
 
+def test_the_counter_stays_a_number_that_no_server_takes_for_a_negative_one(
+    memcached_server: Any, namespace: str
+) -> None:
+    counter = f"cfc:{namespace}:!account"
+    with plain_client(memcached_server) as client, opened(memcached_server.url, namespace, 1000) as store:
+        client.set(counter, b"%d" % (2**63 - 2**40 + 1000))
+        for n in range(30):
+            store.set(f"k{n}", bytes(98), ttl=None)
+            assert int(client.get(counter)) < 2**63
+        assert epoch_of(client, namespace) < 2**22
+
+
 def test_namespaces_above_a_new_limit_are_trimmed_at_open(memcached_server: Any, namespace: str) -> None:
     with opened(memcached_server.url, namespace) as unlimited:
         for n in range(100):
