@@ -32,7 +32,7 @@ from typing import (
 from ._backend import Backend, Clock, Entry, EntryInfo, Usage
 from ._capabilities import Capabilities
 from ._codecs import Codec
-from ._errors import BackendClosedError, BackendUnavailableError, CacheError, EntryTooLargeError, InvalidValueError
+from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError, InvalidValueError
 from ._events import Events
 from ._flight import Flight, SingleFlight
 from ._guard import Guard
@@ -349,7 +349,7 @@ class Cache(Generic[V]):
                 if stored:
                     try:
                         await self._store(names, value, now, life)
-                    except CacheError as error:
+                    except (EntryTooLargeError, InvalidValueError, BackendClosedError) as error:
                         _logger.warning("cache %s did not take an answer: %s", self.url, error)
                 expires_at = now + life if stored and life is not None else None
                 entry = CacheEntry(value, names[0], now, expires_at, 0.0, cached=False)
