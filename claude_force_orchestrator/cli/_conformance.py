@@ -4,7 +4,8 @@
 import os
 import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Optional
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Iterator, List, Optional
 
 import typer
 from typing_extensions import Annotated
@@ -32,6 +33,9 @@ def conformance(
     seed: Annotated[
         Optional[int], typer.Option("--seed", metavar="N", min=0, help="Run the examples that follow from N.")
     ] = None,
+    check: Annotated[
+        Optional[List[str]], typer.Option("--check", metavar="NAME", help="Run this check only; may be given again.")
+    ] = None,
     random: Annotated[bool, typer.Option("--random", help="Run other examples each time; the seed is shown.")] = False,
 ) -> None:
     """Check a backend against every rule of the contract, in namespaces of its own on a real store.
@@ -40,7 +44,7 @@ def conformance(
     Exits with 1 if a check fails.
     """
     with _storage_that_goes():
-        report = _check(url, examples=examples, seed=seed, random=random)
+        report = _run(url, checks=check or None, examples=examples, seed=seed, random=random)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -49,7 +53,9 @@ def conformance(
         raise typer.Exit(FAILED)
 
 
-def _check(url: str, *, examples: Optional[int], seed: Optional[int], random: bool) -> "Report":
+def _run(
+    url: str, *, checks: Optional[List[str]], examples: Optional[int], seed: Optional[int], random: bool
+) -> "Report":
     try:
         from claude_force_cache.testing import CHECKS, check_backend, suite_of_url
     except ModuleNotFoundError as error:
@@ -57,14 +63,20 @@ def _check(url: str, *, examples: Optional[int], seed: Optional[int], random: bo
             f"the conformance kit needs the library {error.name!r}, which is not installed: "
             "pip install 'claude-force-cache[testing]'"
         ) from error
+    unknown = sorted(set(checks or ()) - set(CHECKS))
+    if unknown:
+        near = get_close_matches(unknown[0], CHECKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "a run without --check lists them"
+        raise CommandError(f"there is no check {unknown[0]!r}: {hint}")
     suite = suite_of_url(url)
     with progress() as bar:
-        task = bar.add_task("checking", total=len(CHECKS))
+        task = bar.add_task("checking", total=len(checks or CHECKS))
         return check_backend(
             suite,
             derandomize=not random,
             seed=seed,
             max_examples=examples,
+            checks=checks,
             on_result=lambda result: bar.update(task, advance=1, description=result.name),
         )
 
