@@ -12,17 +12,24 @@ from ._kit import Kit
 from ._needs import able, one_partition, usage_order, writable_time
 from ._stage import Stage
 
-_NAMES = [f"k{number}" for number in range(6)]
+_SIZES = {"k0": 8, "k1": 12, "k2": 10, "k3": 6}
+_FULL = sum(_SIZES.values())
 _ENTRY = 10
 
 
 def _fill(kit: Kit, stage: Stage) -> Handle:
-    """Store six entries of ten bytes, whose uses can be told apart."""
+    """Store entries, whose uses can be told apart, up to the limit; the oldest is neither the largest nor the least."""
     handle = stage.handle()
-    for name in _NAMES:
-        handle.set(name, bytes(_ENTRY - 2))
+    for name, size in _SIZES.items():
+        handle.set(name, bytes(size - len(name)))
         _let_uses_part(kit, stage)
+    stage.sum_up(f"{', '.join(_SIZES)} are stored in this order, with {', '.join(map(str, _SIZES.values()))} bytes")
     return handle
+
+
+def _first(order: List[str], size: int) -> List[str]:
+    """Return those of ``order`` that have to go for an entry of ``size`` bytes."""
+    return next(order[:count] for count in range(len(order) + 1) if sum(_SIZES[k] for k in order[:count]) >= size)
 
 
 def _let_uses_part(kit: Kit, stage: Stage) -> None:
@@ -50,6 +57,15 @@ def limit_is_hard(kit: Kit) -> None:
                     getattr(handle, verb)(f"k{key}", bytes(length))
                 stage.account(handle)
 
+    for verb in ("set", "add"):
+        with kit.stage(50) as stage:
+            handle = stage.handle()
+            handle.set("a", bytes(24))
+            getattr(handle, verb)("b", bytes(24))
+            stage.account(handle)
+            getattr(handle, verb)("c", b"")
+            stage.account(handle)
+
 
 @check(usage_order)
 def eviction_order(kit: Kit) -> None:
@@ -57,56 +73,58 @@ def eviction_order(kit: Kit) -> None:
     uses: Dict[str, Callable[[Handle, str], object]] = {
         "get": lambda handle, key: handle.get(key),
         "get_many": lambda handle, key: handle.get_many([key]),
-        "set": lambda handle, key: handle.set(key, bytes(_ENTRY - 2)),
-        "set_many": lambda handle, key: handle.set_many({key: (bytes(_ENTRY - 2), None)}),
+        "set": lambda handle, key: handle.set(key, bytes(_SIZES[key] - 2)),
+        "set_many": lambda handle, key: handle.set_many({key: (bytes(_SIZES[key] - 2), None)}),
         "touch": lambda handle, key: handle.touch(key, ttl=None),
         "add": lambda handle, key: handle.add(key, b""),
     }
-    use = st.tuples(st.sampled_from(sorted(uses)), st.sampled_from(_NAMES))
+    use = st.tuples(st.sampled_from(sorted(uses)), st.sampled_from(sorted(_SIZES)))
 
-    @kit.examples(order=st.lists(use, max_size=6), more=st.integers(1, 5))
-    def using(order: List[Tuple[str, str]], more: int) -> None:
-        with kit.stage(_ENTRY * len(_NAMES)) as stage:
+    @kit.examples(order=st.lists(use, max_size=5), size=st.integers(3, 30))
+    def using(order: List[Tuple[str, str]], size: int) -> None:
+        with kit.stage(_FULL) as stage:
             handle = _fill(kit, stage)
-            recency = list(_NAMES)
+            recency = list(_SIZES)
             for verb, name in order:
                 uses[verb](handle, name)
                 recency.append(recency.pop(recency.index(name)))
                 _let_uses_part(kit, stage)
             handle.scan()
-            handle.set("new", bytes(_ENTRY * more - 3))
-            gone = _gone(stage, handle, set(_NAMES))
-            right = recency[: max(more, len(gone))]
+            handle.set("new", bytes(size - 3))
+            gone = _gone(stage, handle, set(_SIZES))
+            right = recency[: max(len(_first(recency, size)), len(gone))]
             stage.require(gone == set(right), f"{sorted(gone)} went, of which the least recently used are {right}")
 
 
 @check(usage_order)
 def eviction_ignores_scans(kit: Kit) -> None:
     """A scan, a look at the account, and a delete or touch that does not apply are no uses."""
-    with kit.stage(_ENTRY * len(_NAMES)) as stage:
+    with kit.stage(_FULL) as stage:
         handle = _fill(kit, stage)
-        handle.scan()
         handle.usage()
-        handle.set("new", bytes(_ENTRY - 3))
-        gone = _gone(stage, handle, set(_NAMES))
-        right = set(_NAMES[: len(gone)])
+        handle.scan()
+        stage.note("usage and scan")
+        handle.set("new", bytes(_SIZES["k0"] - 3))
+        gone = _gone(stage, handle, set(_SIZES))
+        right = set(list(_SIZES)[: len(gone)])
         stage.require(bool(gone) and gone == right, f"{sorted(gone)} went after a scan, expected the oldest")
 
 
 @check()
 def eviction_count(kit: Kit) -> None:
     """A set returns how many other live entries it evicted, not counting its predecessor."""
+    write = st.tuples(st.sampled_from(["set", "set_many"]), st.sampled_from("abc"), st.integers(0, 40))
 
-    @kit.examples(lengths=st.lists(st.integers(0, 40), min_size=3, max_size=8))
-    def counting(lengths: List[int]) -> None:
+    @kit.examples(writes=st.lists(write, min_size=2, max_size=8))
+    def counting(writes: List[Tuple[str, str, int]]) -> None:
         with kit.stage(50) as stage:
             handle = stage.handle()
             there: Set[str] = set()
-            for number, length in enumerate(lengths):
-                key = f"k{number % 5}"
-                evicted = handle.set(key, bytes(length))
+            for verb, key, length in writes:
+                value = bytes(length)
+                evicted = handle.set(key, value) if verb == "set" else handle.set_many({key: (value, None)})
                 gone = _gone(stage, handle, there - {key})
-                stage.expect(f"what set({key!r}) returned, when {sorted(gone)} went,", evicted, len(gone))
+                stage.expect(f"what {verb} of {key!r} returned, when {sorted(gone)} went,", evicted, len(gone))
                 there = {*there - gone, key}
 
 
@@ -148,6 +166,7 @@ def eviction_spares_the_new(kit: Kit) -> None:
     with kit.stage(50) as stage:
         handle = stage.handle()
         for number in range(12):
+            stage.sum_up(f"{number} entries were stored, and more each time" if number else "")
             key, verb = f"k{number}", ("set", "add")[number % 2]
             getattr(handle, verb)(key, bytes(20 + number))
             stage.expect(f"get({key!r}) after its {verb}", handle.value(key), bytes(20 + number))
@@ -176,10 +195,12 @@ def limit_at_open(kit: Kit) -> None:
             handle.set(f"k{number}", bytes(_ENTRY - 2))
             if usage_order(kit) is None:
                 _let_uses_part(kit, stage)
+        stage.sum_up(f"k0 to k9 are stored in this order, {_ENTRY} bytes each")
         handle.get("k0")
         handle.close()
         limit = 50 * kit.capabilities.partitions
         stage.max_bytes = limit
+        stage.note(f"max_bytes is {limit}")
         handle = stage.handle()
         stage.account(handle)
         left = handle.scanned_keys()

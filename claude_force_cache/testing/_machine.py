@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
     def account_is_exact(self) -> None:
         self.settle()
         stage, model = self.stage, self.model
-        infos, usage = self.handle.scan(), self.handle.usage()
+        usage, infos = self.handle.usage(), self.handle.scan()
         stage.expect("scan", sorted(info.key for info in infos), sorted(model.entries))
         sizes = {info.key: info.size for info in infos}
         stage.expect("the sizes in scan", sizes, {key: model.size(key) for key in model.entries})

@@ -31,10 +31,12 @@ def namespace_of_entries(kit: Kit) -> None:
             for key in _KEYS:
                 value = f"{suffix} {key}".encode()
                 stage.expect(f"add({key!r}) in namespace {suffix!r}", handle.add(key, value), True)
+                stage.sum_up(f"add of {key!r} and others before, in namespaces that differ in their ends")
         for suffix, handle in handles.items():
             for key in _KEYS:
-                stage.expect(f"get({key!r}) in {suffix!r}", handle.value(key), f"{suffix} {key}".encode())
+                stage.expect(f"get({key!r}) in {suffix!r}", handle.value(key), f"{suffix} {key}".encode(), about=key)
             stage.expect(f"scan of {suffix!r}", handle.scanned_keys(), sorted(_KEYS))
+        stage.sum_up(f"{len(_KEYS)} entries are stored in each of {len(_SUFFIXES)} namespaces")
         stage.expect("delete", handles[""].delete("x"), True)
         for suffix in _SUFFIXES[1:]:
             stage.require(handles[suffix].get("x") is not None, f"a delete in one namespace deleted in {suffix!r}")
@@ -47,6 +49,7 @@ def namespace_of_the_account(kit: Kit) -> None:
         handles = _neighbours(stage)
         for number, handle in enumerate(handles.values()):
             handle.set("key", bytes(number))
+        stage.sum_up(f"'key' is stored in each of {len(_SUFFIXES)} namespaces, 3 bytes long, 4 and so on")
         for number, handle in enumerate(handles.values()):
             stage.account(handle, 1, 3 + number)
         for handle in handles.values():
@@ -61,11 +64,11 @@ def namespace_of_clear(kit: Kit) -> None:
     with kit.stage() as stage:
         handles = _neighbours(stage)
         for handle in handles.values():
-            for key in _KEYS:
-                handle.set(key, b"value")
+            handle.set_many(dict.fromkeys(_KEYS, (b"value", None)))
         right = (len(_KEYS), sum(len(key) + 5 for key in _KEYS))
         left = dict(handles)
         for suffix in _SUFFIXES:
+            stage.sum_up(f"{len(_KEYS)} entries are stored in each of {len(left)} namespaces")
             stage.expect(f"clear of {suffix!r}", left.pop(suffix).clear(), len(_KEYS))
             stage.account(handles[suffix], 0, 0)
             for other, handle in left.items():
@@ -77,23 +80,31 @@ def shared_entries(kit: Kit) -> None:
     """Two backends on one namespace see the same entries, versions and account at once."""
     with kit.stage(100) as stage:
         one, two = stage.handle(name="one"), stage.handle(name="two")
+        for handle in (one, two):
+            stage.account(handle, 0, 0)
         one.set("a", bytes(9))
         stage.expect("two.get('a')", two.value("a"), bytes(9))
         stage.expect("two.add('a')", two.add("a", b""), False)
+        for handle in (two, one):
+            stage.account(handle, 1, 10)
         two.set("b", bytes(19))
         two.set("a", bytes(29))
         for handle in (one, two):
             stage.account(handle, 2, 50)
+        stage.sum_up("'a' and 'b' are stored")
         version = one.version("a")
         stage.expect("the version that two reads", two.version("a"), version)
+        two.set("a", b"new")
+        stage.expect("one.get('a')", one.value("a"), b"new")
+        stage.expect("one.delete('a') by a version out of date", one.delete("a", version=version), False)
+        stage.sum_up("'a' and 'b' are stored, and two has read them")
+        two.get_many(["a", "b"])
         stage.expect("one.delete('b')", one.delete("b"), True)
         stage.expect("two.get('b')", two.get("b"), None)
-        two.set("a", b"new")
-        stage.expect("one.delete('a') by a version out of date", one.delete("a", version=version), False)
-        stage.expect("one.get('a')", one.value("a"), b"new")
         one.set("c", bytes(4))
         stage.expect("two.clear()", two.clear(), 2)
         for handle in (one, two):
+            stage.expect("get after clear", handle.get("c"), None)
             stage.account(handle, 0, 0)
 
 
@@ -103,6 +114,7 @@ def shared_limit(kit: Kit) -> None:
     with kit.stage(60) as stage:
         handles = [stage.handle(name=name) for name in ("one", "two", "three")]
         for number in range(24):
+            stage.sum_up(f"{number} entries were stored, by each of three in turn" if number else "")
             handles[number % 3].set(f"k{number}", bytes(5 + number))
             for handle in handles:
                 stage.account(handle)

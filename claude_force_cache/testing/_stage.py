@@ -27,7 +27,7 @@ from .._backend import Backend, SyncBackend
 from .._threads import ThreadedBackend
 from ._clock import ManualClock
 from ._failure import ConformanceError
-from ._handle import AnyBackend, Handle
+from ._handle import AnyBackend, Handle, show
 
 if TYPE_CHECKING:
     from ._suite import BackendConformance
@@ -132,23 +132,32 @@ class Stage:
         """Write down a step that is no single verb."""
         self.steps.append(step)
 
-    def failure(self, message: str) -> ConformanceError:
-        """Return an error with the steps so far."""
-        return ConformanceError(message, self.steps)
+    def sum_up(self, what: str = "") -> None:
+        """Replace the steps so far by one that tells what they came to, or by none."""
+        del self.steps[0 if self.max_bytes is None else 1 :]
+        if what:
+            self.steps.append(what)
 
-    def fail(self, message: str) -> NoReturn:
+    def failure(self, message: str, about: Optional[str] = None) -> ConformanceError:
+        """Return an error with the steps so far; ``about`` leaves out what other keys than this one went through."""
+        return ConformanceError(message, [step for step in self.steps if about is None or _concerns(step, about)])
+
+    def fail(self, message: str, about: Optional[str] = None) -> NoReturn:
         """Raise :class:`ConformanceError` with the steps so far."""
-        raise self.failure(message)
+        raise self.failure(message, about)
 
     def require(self, condition: bool, message: str) -> None:
         """Fail unless ``condition`` holds."""
         if not condition:
             self.fail(message)
 
-    def expect(self, what: str, seen: object, right: object) -> None:
-        """Fail unless what was ``seen`` equals what is ``right``."""
+    def expect(self, what: str, seen: object, right: object, *, about: Optional[str] = None) -> None:
+        """Fail unless what was ``seen`` equals what is ``right``; see :meth:`failure` for ``about``."""
         if seen != right:
-            self.fail(f"{what} is {seen!r}, expected {right!r}")
+            told, wanted = show(seen), show(right)
+            if told == wanted:
+                told, wanted = repr(seen), repr(right)
+            self.fail(f"{what} is {told}, expected {wanted}", about)
 
     @contextmanager
     def raises(self, kind: Type[BaseException], what: str) -> Iterator[Caught]:
@@ -166,7 +175,8 @@ class Stage:
 
     def account(self, handle: Handle, entries: Optional[int] = None, size: Optional[int] = None) -> None:
         """Fail unless the account equals the sum over a scan, and the numbers that are given."""
-        infos, usage = handle.scan(), handle.usage()
+        # A scan may clear away what has expired, and so hide that it was counted.
+        usage, infos = handle.usage(), handle.scan()
         names = [info.key for info in infos]
         self.require(len(set(names)) == len(names), f"scan yields {sorted(names)}: a key twice")
         self.require(usage[0] >= 0 and usage[1] >= 0, f"usage is {tuple(usage)}: never negative")
@@ -202,6 +212,10 @@ class Stage:
                 self.run(_ended(task))
         finally:
             self.loop.close()
+
+
+def _concerns(step: str, key: str) -> bool:
+    return repr(key) in step or "'" not in step
 
 
 async def _awaited(made: Any) -> Any:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from .._backend import Entry
 from ._checks import check
 from ._failure import ConformanceError
+from ._handle import show
 from ._kit import Kit
 
 _ALPHABET = string.ascii_lowercase + string.digits + "._-"
@@ -25,6 +26,8 @@ _values = st.one_of(
     st.sampled_from(
         [b"", b"\0", b"0", b"-1", b"\r\n", b"END\r\n", b"null", b"\x80\x04N.", b"\xff" * 9, bytes(range(256))]
     ),
+    # Around what buffers, packets and pages hold.
+    st.sampled_from([4097, 16_385, 70_000]).map(lambda length: (bytes(range(251)) * 300)[:length]),
 )
 
 
@@ -52,6 +55,7 @@ def value_round_trip(kit: Kit) -> None:
 
     @kit.examples(value=_values)
     def any_value(value: bytes) -> None:
+        value = value[: kit.capabilities.max_value_bytes]
         with kit.stage() as stage:
             handle = stage.handle()
             handle.set("set", value)
@@ -60,8 +64,8 @@ def value_round_trip(kit: Kit) -> None:
             for key in ("set", "add", "bulk"):
                 entry = handle.get(key)
                 if entry is None or entry.value != value or type(entry.value) is not bytes:
-                    stage.fail(f"get({key!r}) is {entry!r}: expected the bytes {value!r}")
-                stage.expect("get_many", handle.get_many([key]), {key: entry})
+                    stage.fail(f"get({key!r}) is {show(entry)}: expected the bytes {show(value)}", key)
+                stage.expect("get_many", handle.get_many([key]), {key: entry}, about=key)
             stage.account(handle, 3, 10 + 3 * len(value))
 
 
@@ -144,7 +148,10 @@ def read_in_bulk(kit: Kit) -> None:
         stage.expect("get_many of a missing key", handle.get_many(["a"]), {})
         handle.set_many({key: (key.encode() * 3, None) for key in "abc"})
         single = {key: handle.get(key) for key in "abc"}
-        stage.expect("get_many", handle.get_many(["c", "missing", "a", "c"]), {key: single[key] for key in "ac"})
+        for keys in (["c", "missing", "a", "c"], ["missing", "b"], ["a", "b", "c"]):
+            stage.sum_up("'a', 'b' and 'c' are stored")
+            right = {key: single[key] for key in keys if key in single}
+            stage.expect(f"get_many({keys})", handle.get_many(keys), right)
         many = [f"k{number}" for number in range(200)]
         handle.set_many({key: (key.encode(), None) for key in many})
         found = handle.get_many([*many, "missing"])
@@ -161,11 +168,13 @@ def add_only_if_absent(kit: Kit) -> None:
         handle = stage.handle()
         stage.expect("add under a free key", handle.add("key", b"first"), True)
         version = handle.version("key")
+        stage.sum_up("'key' is stored as b'first' by add")
         for _ in range(2):
             stage.expect("add under a taken key", handle.add("key", b"second", ttl=1000), False)
             stage.expect("get", handle.get("key"), Entry(b"first", version))
         stage.expect("scan", [tuple(info) for info in handle.scan()], [("key", 8, None)])
         stage.account(handle, 1, 8)
+        stage.sum_up("'key' is stored")
         handle.set("key", b"set")
         stage.expect("add after set", handle.add("key", b"third"), False)
         handle.delete("key")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Hashable, List
+
 from ._checks import check
 from ._kit import Kit
 from ._needs import writable_time
@@ -12,21 +14,22 @@ def version_of_each_write(kit: Kit) -> None:
     """A version is the same at every read of one write, and another for every write, also after a delete."""
     with kit.stage() as stage:
         handle = stage.handle()
-        seen = []
+        seen: List[Hashable] = []
         for turn in ("set", "set", "delete", "add", "delete", "set_many"):
             if turn == "delete":
                 handle.delete("key")
                 continue
+            stage.sum_up(f"'key' was written {len(seen)} times" if seen else "")
             if turn == "set_many":
                 handle.set_many({"key": (b"value", None)})
             else:
                 getattr(handle, turn)("key", b"value")
             version = handle.version("key")
             stage.require(version is not None, "the version is None: nothing could be made conditional on it")
+            stage.require(_has_hash(version), f"the version {version!r} cannot be hashed")
             stage.expect("the version at a second read", handle.version("key"), version)
             stage.expect("the version in a bulk read", handle.get_many(["key"])["key"].version, version)
             stage.require(version not in seen, f"the version {version!r} stands for two writes of the same key")
-            hash(version)
             seen.append(version)
 
 
@@ -61,6 +64,7 @@ def version_guards_delete(kit: Kit) -> None:
                 handle.set_many({"key": (b"value", None)})
             else:
                 handle.set("key", b"value")
+            stage.sum_up("'key' is stored, and the version of an entry before it was read")
             for _ in range(2):
                 stage.expect("delete by a version out of date", handle.delete("key", version=stale), False)
                 stage.expect("get", handle.value("key"), b"value")
@@ -89,6 +93,7 @@ def version_guards_touch(kit: Kit) -> None:
         stage.require(lives != [None], "the entry lives for ever after touch(ttl=600)")
         stage.expect("get", handle.value("key"), b"value")
         stage.account(handle, 1, 8)
+        stage.sum_up("'key' is stored, and its version was read")
         handle.delete("key")
         stage.expect("touch of what is gone", handle.touch("key", ttl=60, version=current), False)
         stage.account(handle, 0, 0)
@@ -103,9 +108,19 @@ def touch_keeps_the_value(kit: Kit) -> None:
         stage.account(handle, 0, 0)
         handle.set("key", b"value")
         for ttl in (600, None, 1000):
+            stage.sum_up("'key' is stored")
             stage.expect("touch", handle.touch("key", ttl=ttl), True)
             stage.expect("get", handle.value("key"), b"value")
             stage.account(handle, 1, 8)
+        stage.sum_up("'key' is stored, and was touched")
         version = handle.version("key")
         stage.expect("delete by the version that is read after a touch", handle.delete("key", version=version), True)
         stage.account(handle, 0, 0)
+
+
+def _has_hash(version: Hashable) -> bool:
+    try:
+        hash(version)
+    except TypeError:
+        return False
+    return True
