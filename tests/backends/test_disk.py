@@ -1,8 +1,9 @@
-"""The backend ``disk``: the shared suite, and what a folder that others can reach demands."""
+"""The backend ``disk``: the conformance kit, and what a folder that others can reach demands."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pickle
 import shutil
@@ -18,11 +19,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Hashable, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Optional, Tuple
 
 import diskcache
 import pytest
-from accounting import AccountingTests, ManualClock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from claude_force_backends import disk
 from claude_force_backends._disk_folder import MARKER
@@ -38,6 +40,7 @@ from claude_force_cache import (
     InvalidURLError,
     Usage,
 )
+from claude_force_cache.testing import BackendConformance, ManualClock
 
 
 def make_disk(
@@ -53,16 +56,32 @@ def make_disk(
     return backend
 
 
-class TestDisk(AccountingTests):
-    # Through one handle; the declared recency is what other processes see.
-    exact_order = True
+class TestDisk(BackendConformance):
+    capabilities = DiskBackend.capabilities
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.folder = tmp_path / "cache"
 
-    def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> DiskBackend:
-        return make_disk(self.folder, namespace, max_bytes, clock)
+    def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> BackendSettings:
+        return BackendSettings(BackendURL("disk", path=str(self.folder)), namespace, max_bytes, clock)
+
+    async def make_backend(self, *, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> Any:
+        return claude_force_cache_backend().create(self.settings(namespace, max_bytes, clock))
+
+    def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], Any]:
+        return functools.partial(claude_force_cache_backend().create, self.settings(namespace, max_bytes, None))
+
+    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+        with sqlite3.connect(str(backend._store._path)) as connection:
+            row = connection.execute("SELECT value FROM Cache WHERE key = ?", (key,)).fetchone()
+        connection.close()
+        return None if row is None else bytes(row[0])
+
+    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+        with sqlite3.connect(str(backend._store._path)) as connection:
+            connection.execute("UPDATE Cache SET value = ? WHERE key = ?", (data, key))
+        connection.close()
 
 
 @pytest.fixture
@@ -261,6 +280,24 @@ class TestProcesses:
                 reader.get_many(["k0", "k1"])
             writer.set("k3", bytes(8), ttl=None)
             assert {info.key for info in writer.scan()} == {"k0", "k1", "k3"}
+
+
+@given(uses=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=12), more=st.integers(1, 5))
+@settings(deadline=None, max_examples=20)
+def test_the_order_of_uses_is_exact_within_a_process(uses: List[Tuple[bool, int]], more: int) -> None:
+    """The kit holds the backend to what it declares, which is what other processes see."""
+    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "cache", max_bytes=60) as backend:
+        for n in range(6):
+            backend.set(f"k{n}", bytes(8), ttl=None)
+        recency = list(range(6))
+        for read, n in uses:
+            if read:
+                backend.get(f"k{n}")
+            else:
+                backend.touch(f"k{n}", ttl=None)
+            recency.append(recency.pop(recency.index(n)))
+        assert backend.set("new", bytes(10 * more - 3), ttl=None) == more
+        assert {info.key for info in backend.scan()} == {"new", *(f"k{n}" for n in recency[more:])}
 
 
 def test_keeps_the_order_of_more_uses_than_it_remembers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,32 @@
-"""The backend ``memory``: the shared suite, and what only memory promises."""
+"""The backend ``memory``: the conformance kit, and what only memory promises."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional
+from typing import Callable, Optional
 
 import pytest
-from accounting import AccountingTests, ManualClock
 
 from claude_force_backends.memory import MemoryBackend, claude_force_cache_backend
 from claude_force_cache import BackendSettings, BackendURL, Clock, InvalidURLError
+from claude_force_cache.testing import BackendConformance, ManualClock
 
 
-class TestMemory(AccountingTests):
-    examples = 200
+class TestMemory(BackendConformance):
+    capabilities = MemoryBackend.capabilities
+    max_examples = 150
 
-    def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> MemoryBackend:
-        return MemoryBackend(BackendSettings(BackendURL("memory"), namespace, max_bytes, clock))
+    async def make_backend(self, *, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> MemoryBackend:
+        return MemoryBackend(self.settings(namespace, max_bytes, clock))
+
+    def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], MemoryBackend]:
+        return functools.partial(MemoryBackend, self.settings(namespace, max_bytes, None))
+
+    def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> BackendSettings:
+        return BackendSettings(BackendURL("memory"), namespace, max_bytes, clock)
 
 
 def opened(max_bytes: Optional[int] = None, clock: Optional[Clock] = None) -> MemoryBackend:
@@ -51,21 +59,6 @@ def test_serves_several_threads_and_event_loops_at_once() -> None:
 
     asyncio.run(check())
     assert sum(won_the_lease) == 1
-
-
-def test_what_was_found_expired_stays_gone_when_the_clock_steps_back() -> None:
-    clock = ManualClock()
-    backend = opened(clock=clock)
-
-    async def scenario() -> None:
-        await backend.set("key", b"value", ttl=5)
-        clock.advance(5)
-        assert await backend.get("key") is None
-        clock.advance(-4)
-        assert await backend.get("key") is None
-        assert await backend.usage() == (0, 0)
-
-    asyncio.run(scenario())
 
 
 def test_remembers_no_more_times_of_expiry_than_it_has_entries() -> None:
@@ -108,20 +101,6 @@ def test_evicts_no_living_entry_while_any_number_of_expired_ones_is_left() -> No
         clock.advance(1)
         assert await backend.set("new", bytes(897), ttl=None) == 0
         assert await backend.usage() == (2, 1000)
-
-    asyncio.run(scenario())
-
-
-def test_does_not_change_with_the_buffer_that_it_was_given() -> None:
-    backend = opened()
-    buffer = bytearray(b"value")
-
-    async def scenario() -> None:
-        await backend.set("key", buffer, ttl=None)  # type: ignore[arg-type]  # what a careless caller hands over
-        buffer[0] = 0
-        entry = await backend.get("key")
-        assert entry is not None
-        assert entry.value == b"value"
 
     asyncio.run(scenario())
 
