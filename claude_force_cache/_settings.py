@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ._backend import Clock
@@ -78,6 +78,7 @@ class Option:
     :param help: one line on what it means, with the unit.
     :param minimum: the least value, where there is one.
     :param secret: never shown.
+    :param maximum: the greatest value, where there is one.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Option:
     help: str
     minimum: Optional[float] = None
     secret: bool = False
+    maximum: Optional[float] = None
 
     def convert(self, value: object) -> Any:
         """Return the typed value.
@@ -97,7 +99,11 @@ class Option:
         if isinstance(value, bool):
             value = "true" if value else "false"
         elif isinstance(value, (int, float)):
-            value = repr(value) if math.isfinite(value) else str(value)
+            try:
+                value = repr(value)
+            except ValueError:
+                # Python writes out no whole number of more than 4,300 digits.
+                raise InvalidOptionError(f"option {self.name!r} is a number of thousands of digits") from None
         if not isinstance(value, str):
             raise InvalidOptionError(
                 f"option {self.name!r} takes text, a number or a boolean, not a {type(value).__name__}"
@@ -111,6 +117,8 @@ class Option:
             raise InvalidOptionError(f"option {self.name!r} is {shown}: expected a finite number")
         if self.minimum is not None and result < self.minimum:
             raise InvalidOptionError(f"option {self.name!r} is {shown}: expected at least {self.minimum:g}")
+        if self.maximum is not None and result > self.maximum:
+            raise InvalidOptionError(f"option {self.name!r} is {shown}: expected at most {self.maximum:,g}")
         return result
 
 
@@ -165,6 +173,7 @@ class BackendURL:
         if not isinstance(url, str):
             raise InvalidURLError(f"a cache URL is text, not a {type(url).__name__}")
         try:
+            _require_text(url)
             # A control character would be dropped silently by urlsplit, and hides in a terminal.
             if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in url):
                 raise ValueError("it contains a blank or a control character; encode it as %XX")
@@ -174,7 +183,7 @@ class BackendURL:
             if not _SCHEME.match(head):
                 raise ValueError("the part before :// must be a backend's name in lower case")
             parts = urlsplit(url, allow_fragments=False)
-            query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+            query = _parse_query(parts.query)
             names = [name for name, _ in query]
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
@@ -192,7 +201,7 @@ class BackendURL:
                 dict(query),
             )
         except ValueError as error:
-            reason = "it is not valid UTF-8 after decoding" if isinstance(error, UnicodeError) else str(error)
+            reason = "it is not valid UTF-8" if isinstance(error, UnicodeError) else str(error)
             raise InvalidURLError(f"cache URL {_redacted(url)!r} is malformed: {reason}") from None
 
     @classmethod
@@ -209,6 +218,10 @@ class BackendURL:
         for name in ("host", "path", "username", "password"):
             if name in parts and not isinstance(parts[name], str):
                 raise InvalidURLError(f"option {name!r} of backend {scheme!r} must be text")
+            try:
+                _require_text(str(parts.get(name, "")))
+            except UnicodeError:
+                raise InvalidURLError(f"option {name!r} of backend {scheme!r} is not valid UTF-8") from None
         port = parts.get("port")
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
             raise InvalidURLError(f"option 'port' of backend {scheme!r} must be a number from 1 to 65535")
@@ -237,8 +250,20 @@ class BackendURL:
         )
 
 
+def _require_text(value: str) -> None:
+    value.encode("utf-8")  # refuses lone surrogates, which is how Python passes on bytes that are no text
+
+
 def _text(value: object) -> Optional[str]:
     return None if value is None else str(value)
+
+
+def _parse_query(text: str) -> List[Tuple[str, str]]:
+    try:
+        return parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+    except ValueError:
+        # Its message quotes the query, which may be the end of a password.
+        raise ValueError("expected NAME=VALUE after ?, joined by &, and ? in a login as %3F") from None
 
 
 def _parse_hosts(text: str) -> Tuple[Tuple[str, Optional[int]], ...]:
@@ -262,7 +287,9 @@ def _redacted(url: str) -> str:
     head, separator, rest = url.partition("://")
     if not separator:
         return url if re.match(r"[\w./-]*\Z", url) else "(hidden)"
-    rest = rest.partition("?")[0]
+    rest, _, query = rest.partition("?")
+    if "@" in query:  # more likely a login with a bare question mark than an option
+        return f"{head}://(hidden)"
     return f"{head}://" + (f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest)
 
 

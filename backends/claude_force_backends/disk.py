@@ -61,7 +61,14 @@ _CAPABILITIES = Capabilities(
 )
 
 _OPTIONS = (
-    Option("busy_timeout", parse_duration, 5.0, "seconds to wait for another process that is writing", minimum=0),
+    Option(
+        "busy_timeout",
+        parse_duration,
+        5.0,
+        "seconds to wait for another process that is writing",
+        minimum=0,
+        maximum=3600,
+    ),
 )
 
 _GET = """

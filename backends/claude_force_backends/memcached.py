@@ -329,11 +329,20 @@ def _hosts(settings: BackendSettings) -> List[Tuple[str, int]]:
 
 
 _OPTIONS = (
-    Option("socket_timeout", parse_duration, 2.0, "seconds that the server may take to answer", minimum=0.001),
-    Option("connect_timeout", parse_duration, 1.0, "seconds that connecting may take", minimum=0.001),
-    Option("pool_size", int, 4, "threads, and so connections to each server", minimum=1),
+    Option(
+        "socket_timeout",
+        parse_duration,
+        2.0,
+        "seconds that the server may take to answer",
+        minimum=0.001,
+        maximum=3600,
+    ),
+    Option("connect_timeout", parse_duration, 1.0, "seconds that connecting may take", minimum=0.001, maximum=3600),
+    Option("pool_size", int, 4, "threads, and so connections to each server", minimum=1, maximum=1000),
     Option("recency", parse_duration, 60.0, "seconds between uses of an entry that the server is told of", minimum=0),
-    Option("eviction_slack", float, 0.05, "share of max_bytes that one eviction may free in advance", minimum=0),
+    Option(
+        "eviction_slack", float, 0.05, "share of max_bytes that one eviction may free in advance", minimum=0, maximum=1
+    ),
 )
 
 

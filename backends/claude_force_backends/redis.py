@@ -300,9 +300,23 @@ def _optional(number: Optional[float]) -> str:
 
 
 _OPTIONS = (
-    Option("partitions", int, 1, "into how many hash slots the namespace and its limit are split", minimum=1),
-    Option("socket_timeout", parse_duration, 2.0, "seconds that one call may take, with connecting", minimum=0.001),
-    Option("pool_size", int, 16, "connections per event loop; further calls queue", minimum=1),
+    Option(
+        "partitions",
+        int,
+        1,
+        "into how many hash slots the namespace and its limit are split",
+        minimum=1,
+        maximum=16384,  # as many as a cluster has
+    ),
+    Option(
+        "socket_timeout",
+        parse_duration,
+        2.0,
+        "seconds that one call may take, with connecting",
+        minimum=0.001,
+        maximum=3600,
+    ),
+    Option("pool_size", int, 16, "connections per event loop; further calls queue", minimum=1, maximum=10_000),
     Option("tls", parse_boolean, False, "encrypt the connection and verify the server's certificate"),
     Option("tls_ca_file", str, None, "certificates of the authorities to trust, where not the system's"),
     Option("tls_cert_file", str, None, "the client's certificate, where the server asks for one"),

@@ -75,6 +75,7 @@ def _option_row(option: "Option") -> Dict[str, object]:
         "default": default if default is None or isinstance(default, (bool, int, float, str)) else str(default),
         "help": option.help,
         "minimum": option.minimum,
+        "maximum": option.maximum,
         "secret": option.secret,
     }
 

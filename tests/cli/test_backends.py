@@ -76,7 +76,7 @@ def test_first_and_third_parties_are_listed_alike(lonely_cli: Any, install: Any)
     assert (acme["distribution"], acme["version"], acme["url"]) == ("acme-cache", "1.2.3", "acme://host")
     assert acme["weaknesses"] == {"persistent": False}
     assert acme["options"] == [
-        {"name": "password", "default": None, "help": "how to get in", "minimum": None, "secret": True}
+        {"name": "password", "default": None, "help": "how to get in", "minimum": None, "maximum": None, "secret": True}
     ]
     table = lonely_cli.process("backends").out
     assert all(name in table for name in rows)

@@ -25,6 +25,11 @@ import pytest
         ("disk:///tmp/x?namespace=a/b", ["namespace"]),
         ("disk:///tmp/x?ttl=1h&ttl=2h", ["ttl", "twice"]),
         ("disk:///tmp/a b", ["malformed", "%XX"]),
+        ("disk:///tmp/x\udcff", ["malformed", "UTF-8"]),
+        ("disk:///tmp/x?busy_timeout=9999999d", ["busy_timeout", "at most"]),
+        ("redis://127.0.0.1:1?partitions=99999999999", ["partitions", "at most"]),
+        ("memcached://127.0.0.1:1?connect_timeout=9999999d", ["connect_timeout", "at most"]),
+        ("memcached://127.0.0.1:1?socket_timeout=9999999d", ["socket_timeout", "at most"]),
     ],
 )
 def test_a_wrong_url_is_refused_wherever_a_cache_is_named(cli: Any, api: Any, url: str, words: Any) -> None:

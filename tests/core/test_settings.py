@@ -53,6 +53,7 @@ def test_a_url_has_these_parts(url: str, expected: BackendURL) -> None:
         ("redis://host?x", "malformed"),
         ("redis://host?a=1&a=2", "given twice"),
         ("redis://host/%ff", "UTF-8"),
+        ("redis://host/\udcff", "UTF-8"),
         ("redis://ho st", "blank"),
         ("redis://host\n", "control character"),
         ("redis://host/\x00", "control character"),
@@ -74,6 +75,14 @@ def test_no_error_about_a_url_shows_its_password(password: str, form: str) -> No
     with pytest.raises(InvalidURLError) as caught:
         BackendURL.parse(form.format(hidden))
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://u:SEC?RET@host", "redis://u:SEC?RET=x@host", "redis://:SEC?R&ET@host/0"])
+def test_a_bare_question_mark_in_a_password_does_not_show_it(url: str) -> None:
+    with pytest.raises(InvalidURLError) as caught:
+        BackendURL.parse(url)
+    assert "SEC" not in str(caught.value)
+    assert "RET" not in str(caught.value)
 
 
 def test_printing_a_url_hides_the_password() -> None:
@@ -125,7 +134,7 @@ def test_what_is_no_duration(text: str) -> None:
 
 
 OPTIONS = (
-    Option("pool", int, 4, "how many connections", minimum=1),
+    Option("pool", int, 4, "how many connections", minimum=1, maximum=1000),
     Option("ratio", float, 0.5, "a number"),
     Option("token", str, None, "hidden", secret=True),
 )
@@ -142,6 +151,9 @@ def test_options_have_defaults_and_types() -> None:
         ({"pol": 1}, "backend 'x' has no option 'pol'; it knows: pool, ratio, token"),
         ({"pool": "many"}, "option 'pool' is 'many'"),
         ({"pool": 0}, "at least 1"),
+        ({"pool": 1001}, "at most 1,000"),
+        ({"pool": 10**400}, "at most 1,000"),
+        ({"pool": 10**5000}, "'pool'"),
         ({"pool": [1]}, "not a list"),
         ({"pool": 1.5}, "option 'pool' is '1.5'"),
         ({"ratio": float("inf")}, "option 'ratio'"),
@@ -187,6 +199,7 @@ def test_unfit_settings_of_a_cache_are_refused_at_once(options: Dict[str, Any], 
         ({"backend": "memry"}, UnknownBackendError, "did you mean 'memory'"),
         ({"backend": "redis", "options": {"port": "6379"}}, InvalidURLError, "1 to 65535"),
         ({"backend": "redis", "options": {"hosts": "a"}}, InvalidURLError, "list"),
+        ({"backend": "disk", "options": {"path": "/tmp/\udcff"}}, InvalidURLError, "'path'.*UTF-8"),
         (7, InvalidURLError, "not by a int"),
     ],
 )
