@@ -1,7 +1,9 @@
-"""The backend ``memcached``: the shared suite, and what only servers of its own can show."""
+"""The backend ``memcached``: the conformance kit, and what only servers of its own can show."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import signal
 import subprocess
 import sys
@@ -12,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any, Callable, ClassVar, Dict, Iterator, List, Optional
 
 import pytest
-from accounting import AccountingTests
 from pymemcache.client.base import Client
 
 from claude_force_backends.memcached import MemcachedBackend, claude_force_cache_backend
@@ -27,6 +28,9 @@ from claude_force_cache import (
     InvalidURLError,
     load_backend,
 )
+from claude_force_cache.testing import BackendConformance
+
+PLUGIN = claude_force_cache_backend()
 
 _DAY = 86_400.0
 
@@ -82,19 +86,40 @@ def counted(client: Any, namespace: str) -> int:
     return int(client.get(f"cfc:{namespace}:!account")) % 2**40
 
 
-class TestMemcached(AccountingTests):
-    examples = 15
+class TestMemcached(BackendConformance):
+    capabilities = PLUGIN.capabilities
+    max_examples = 20
     options: ClassVar[Dict[str, Any]] = {}
 
     @pytest.fixture(autouse=True)
-    def _server(self, memcached_server: Any) -> None:
+    def _server(self, memcached_server: Any) -> Iterator[None]:
         self.url, _ = BackendURL.parse(memcached_server.url)
+        with plain_client(memcached_server) as self.client:
+            yield
 
-    def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> MemcachedBackend:
-        return MemcachedBackend(BackendSettings(self.url, namespace, max_bytes, clock, self.options))
+    def settings(self, namespace: str, max_bytes: Optional[int]) -> BackendSettings:
+        return BackendSettings(self.url, namespace, max_bytes, None, self.options)
+
+    async def make_backend(
+        self, *, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]
+    ) -> MemcachedBackend:
+        return MemcachedBackend(dataclasses.replace(self.settings(namespace, max_bytes), clock=clock))
+
+    def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], MemcachedBackend]:
+        return functools.partial(MemcachedBackend, self.settings(namespace, max_bytes))
+
+    async def expire_natively(self, backend: Any, key: str) -> None:
+        until(lambda: self.client.get(backend._prefix + key) is None)
+
+    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+        return self.client.get(backend._prefix + key)
+
+    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+        self.client.set(backend._prefix + key, data)
 
 
 class TestMemcachedWithoutSlack(TestMemcached):
+    capabilities = dataclasses.replace(PLUGIN.capabilities, eviction_slack=0.0, recency=1.0)
     options: ClassVar[Dict[str, Any]] = {"eviction_slack": 0.0, "recency": 0.0}
 
 

@@ -1,9 +1,11 @@
-"""The backend ``redis``: the shared suite, and what only a server of its own can show."""
+"""The backend ``redis``: the conformance kit, and what only a server of its own can show."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
+import functools
 import ipaddress
 import os
 import random
@@ -14,11 +16,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Awaitable, Callable, ClassVar, Dict, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, ClassVar, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 import redis
-from accounting import AccountingTests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,6 +36,9 @@ from claude_force_cache import (
     InvalidURLError,
     load_backend,
 )
+from claude_force_cache.testing import BackendConformance
+
+PLUGIN = claude_force_cache_backend()
 
 
 def backend(url: str, namespace: str, max_bytes: Optional[int] = None, **options: Any) -> RedisBackend:
@@ -71,21 +75,46 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0)
         await asyncio.sleep(0.01)
 
 
-class TestRedis(AccountingTests):
-    examples = 40
+class TestRedis(BackendConformance):
+    capabilities = PLUGIN.capabilities
     options: ClassVar[Dict[str, Any]] = {}
 
     @pytest.fixture(autouse=True)
-    def _server(self, redis_server: Any) -> None:
+    def _server(self, redis_server: Any) -> Iterator[None]:
         self.url, _ = BackendURL.parse(redis_server.url)
+        with redis.Redis.from_url(redis_server.url) as self.client:
+            yield
 
-    def make(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> RedisBackend:
-        return RedisBackend(BackendSettings(self.url, namespace, max_bytes, clock, self.options))
+    def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock] = None) -> BackendSettings:
+        return BackendSettings(self.url, namespace, max_bytes, clock, self.options)
+
+    async def make_backend(self, *, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> RedisBackend:
+        return RedisBackend(self.settings(namespace, max_bytes, clock))
+
+    def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], RedisBackend]:
+        return functools.partial(RedisBackend, self.settings(namespace, max_bytes))
+
+    async def expire_natively(self, backend: Any, key: str) -> None:
+        async def dropped() -> bool:
+            return not self.client.exists(name_of(backend, key))
+
+        await until(dropped)
+
+    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+        return self.client.get(name_of(backend, key))
+
+    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+        self.client.set(name_of(backend, key), data, keepttl=True)
 
 
 class TestRedisInPartitions(TestRedis):
-    examples = 15
+    max_examples = 15
+    capabilities = dataclasses.replace(PLUGIN.capabilities, partitions=3)
     options: ClassVar[Dict[str, Any]] = {"partitions": 3}
+
+
+def name_of(store: RedisBackend, key: str) -> str:
+    return store._data(store._partition(key), key)
 
 
 def test_is_found_through_its_entry_point() -> None:
