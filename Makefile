@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test lint format reference types contracts bench oldest newest wheel-check plugin-check clean
+.PHONY: help install servers demo test conformance lint format reference types contracts bench oldest newest wheel-check plugin-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,15 @@ oldest: install servers ## the suite on the oldest supported Python of this mach
 newest: install servers ## the suite on the newest (ARGS=)
 oldest newest:
 	@scripts/suite-on $@ $(PYTEST) $(ARGS)
+
+# Every worker has to know one seed, so that the line above the dots is all that it takes to see a failure again.
+conformance: EXAMPLES ?= 300
+conformance: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+conformance: install servers ## the conformance kit on each backend, at random and for long (EXAMPLES=, SEED=, ARGS=)
+	@seed=$(SEED); echo "make conformance SEED=$$seed EXAMPLES=$(EXAMPLES)"; \
+	CLAUDE_FORCE_CONFORMANCE=random CLAUDE_FORCE_CONFORMANCE_SEED=$$seed CLAUDE_FORCE_CONFORMANCE_EXAMPLES=$(EXAMPLES) \
+	$(BIN)/python -m pytest $(PYTEST) --timeout 1800 tests/backends \
+	  -k "TestMemory or TestDisk or TestRedis or TestMemcached" $(ARGS)
 
 lint: install ## style: ruff, linter and formatter; and whether the reference pages are up to date
 	@$(BIN)/ruff check

@@ -158,7 +158,7 @@ class BackendConformance(metaclass=_Sealed):
                 pytest.xfail(gap)
             pytest.fail(closed_gap(check, obstacle), pytrace=False)
         if obstacle is not None:
-            pytest.skip(f"{check.name} does not run: {obstacle}")
+            pytest.skip(f"{type(self).__name__}: {check.name} does not run: {obstacle}")
         try:
             self.run_check(check, Effort.from_environment(self.max_examples))
         except ConformanceError as error:
