@@ -209,7 +209,7 @@ def _expect_sound(cache: Sealed, answers: Sequence[object]) -> None:
 def _read(kit: Kit, cache: Sealed, key: str) -> bytes:
     data = cache.stage.run(kit.suite.read_raw(cache.handle.backend, key))
     if not data:
-        raise TypeError(f"read_raw returned {data!r} for an entry that is there: expected its stored bytes")
+        cache.stage.fail(f"read_raw returned {data!r} for an entry that is there: expected its stored bytes")
     return data
 
 

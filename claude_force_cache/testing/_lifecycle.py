@@ -16,7 +16,7 @@ from ._kit import Kit
 from ._needs import able, unable
 from ._stage import Stage
 
-_PATIENCE = 10.0
+_PATIENCE = 3.0
 
 
 def _verbs(handle: Handle) -> Dict[str, Callable[[], object]]:
@@ -37,6 +37,7 @@ def _verbs(handle: Handle) -> Dict[str, Callable[[], object]]:
 
 def _refuses(stage: Stage, handle: Handle, when: str) -> None:
     for name, verb in _verbs(handle).items():
+        stage.sum_up(when)
         with stage.raises(BackendClosedError, f"{name} {when}"):
             verb()
 
@@ -72,10 +73,12 @@ def reopening_keeps_entries(kit: Kit) -> None:
         handle.delete("b")
         handle.set("c", b"")
         version = handle.version("a")
+        stage.sum_up("'a' is stored as b'value' and 'c' as b''")
         handle.close()
         handle = stage.handle()
         stage.account(handle, 2, 7)
         stage.expect("get", handle.get("a"), Entry(b"value", version))
+        stage.sum_up("'a' and 'c' were stored, the version of 'a' was read, and the store was opened again")
         handle.set("a", b"new")
         stage.expect("delete by the version before", handle.delete("a", version=version), False)
         handle.close()
@@ -104,6 +107,7 @@ def close_ends_everything(kit: Kit) -> None:
         handle = stage.handle()
         for verb in _verbs(handle).values():
             verb()
+        stage.sum_up("every verb is called once")
         handle.close()
         stage.run(asyncio.sleep(0))
         tasks = [task for task in asyncio.all_tasks(stage.loop) if not task.done()]
@@ -127,11 +131,13 @@ def use_from_elsewhere(kit: Kit) -> None:
         version = handle.version("key")
         if isinstance(handle.backend, SyncBackend):
             for turn in range(3):
+                stage.sum_up("'key' is stored")
                 stage.note("go on in another thread")
                 with ThreadPoolExecutor(1) as pool:
                     pool.submit(_use, stage, handle, turn).result()
         else:
             for turn in range(3):
+                stage.sum_up("'key' is stored")
                 stage.change_loop()
                 _use(stage, handle, turn)
         stage.expect("get", handle.get("key"), Entry(b"value", version))

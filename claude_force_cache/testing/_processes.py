@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Callable, List, Sequence
 
 from . import _worker
@@ -59,7 +60,10 @@ def _run(factory: Callable[[], Any], deed: str, workers: int) -> List[List[str]]
                 stderr=subprocess.PIPE,
             )
             started.append(process)
-            _tell(process, pickle.dumps((factory, deed, number)))
+            _write(process, json.dumps(sys.path).encode() + b"\n" + pickle.dumps((factory, deed, number)))
+        _await_ready(started)
+        for process in started:
+            _write(process, b"\n")
         return [_result(process) for process in started]
     finally:
         for process in started:
@@ -67,12 +71,27 @@ def _run(factory: Callable[[], Any], deed: str, workers: int) -> List[List[str]]
             process.communicate()
 
 
-def _tell(process: subprocess.Popen[bytes], work: bytes) -> None:
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
     if process.stdin is None:
         raise ValueError("the process was started without standard input")
-    process.stdin.write(json.dumps(sys.path).encode() + b"\n" + work)
-    process.stdin.close()
-    process.stdin = None
+    try:
+        process.stdin.write(data)
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it has ended, and _result tells why
+
+
+def _await_ready(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Return when each process is ready, or has ended.
+
+    :raises _ProcessError: if that takes too long.
+    """
+    with ThreadPoolExecutor(len(processes)) as pool:
+        lines = [pool.submit(process.stdout.readline) for process in processes if process.stdout is not None]
+        if wait(lines, _PATIENCE).not_done:
+            for process in processes:
+                process.kill()
+            raise _ProcessError(f"a worker's process did not open the backend within {_PATIENCE:g} seconds")
 
 
 def _result(process: subprocess.Popen[bytes]) -> List[str]:

@@ -72,6 +72,7 @@ def capability_ttl_resolution(kit: Kit) -> None:
                 stage.advance(step)
                 late += step
             latest = max(latest, late)
+        stage.sum_up("'key' is stored for 1.25 s, 1.5 s and so on, and is read from then on")
         stage.require(latest > 0, f"lives end exactly, and ttl_resolution={kit.late:g} is declared")
 
 

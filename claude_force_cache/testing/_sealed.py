@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Dict, Hashable, Mapping, Optional, Tuple
+from typing import Any, AsyncIterator, Coroutine, Dict, Hashable, Mapping, Optional, Tuple, TypeVar
 
 from .._backend import Backend, Entry, EntryInfo, Usage
 from .._open import open_cache
@@ -11,6 +11,8 @@ from ._handle import Handle
 from ._stage import Stage
 
 __all__ = ["ANSWER", "Late", "Sealed"]
+
+T = TypeVar("T")
 
 _SECRET = "the secret of the conformance kit"  # noqa: S105 - seals nothing but the kit's own entries
 ANSWER = {"answer": "forty-two, and some more text to damage"}
@@ -34,22 +36,31 @@ class Sealed:
         self.other_name = self.name_of("other")
 
     def set(self, question: str, answer: object, ttl: Optional[float] = None) -> None:
+        self._run(f"cache.set({question!r})", self._cache.set(question, answer, ttl=ttl))
         self.stage.note(f"cache.set({question!r})")
-        self.stage.run(self._cache.set(question, answer, ttl=ttl))
 
     def get(self, question: str) -> object:
-        answer = self.stage.run(self._cache.get(question))
+        answer = self._run(f"cache.get({question!r})", self._cache.get(question))
         self.stage.note(f"cache.get({question!r}) -> {answer!r}")
         return answer
 
     def name_of(self, question: str) -> str:
-        entry = self.stage.run(self._cache.get_entry(question))
+        entry = self._run(f"cache.get({question!r})", self._cache.get_entry(question))
         if entry is None:
             self.stage.fail(f"cache.get({question!r}) misses what was just stored")
         return entry.key
 
     def sealed(self) -> bytes:
-        return self.handle.value(self.name) or b""
+        value = self.handle.value(self.name)
+        if not value:
+            self.stage.fail(f"get of what the cache just stored is {value!r}")
+        return value
+
+    def _run(self, call: str, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self.stage.run(work)
+        except Exception as error:
+            raise self.stage.failure(f"{call} raised {type(error).__name__}: {error}") from error
 
     @property
     def corrupt(self) -> int:
@@ -58,7 +69,7 @@ class Sealed:
     def expect_discarded(self, times: int = 1) -> None:
         """Fail unless the question is a miss, its entry gone and counted once, and everything else as before."""
         stage, (entries, size) = self.stage, self.handle.usage()
-        damaged = len(self.name) + len(self.sealed())
+        damaged = len(self.name) + len(self.handle.value(self.name) or b"")
         stage.account(self.handle, entries, size)
         stage.expect("cache.get of a damaged entry", self.get("question"), MISSING)
         stage.expect("the number of corrupt entries that the cache counted", self.corrupt, times)

@@ -198,6 +198,7 @@ def scan_of_many(kit: Kit) -> None:
         for number in range(0, _BULK, 7):
             handle.delete(f"k{number}")
             del items[f"k{number}"]
+        stage.sum_up(f"{_BULK} entries are stored, and every seventh is deleted")
         stage.account(handle, len(items), sum(len(key) + len(value) for key, (value, _) in items.items()))
         seen = {info.key: info.size for info in handle.scan()}
         right = {key: len(key) + len(value) for key, (value, _) in items.items()}

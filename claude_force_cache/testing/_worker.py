@@ -1,8 +1,9 @@
 """What many do at the same time: one worker's part, for tasks, threads and processes alike.
 
 As a script, one worker's part in a process of its own. It reads from standard input the parent's ``sys.path`` as a
-line of JSON, then what :func:`pickle.dumps` made of the backend's factory, the deed and the worker's number, and
-writes what the worker returned as JSON. Hence no import of this package here: the script would have to wait for it.
+line of JSON, then what :func:`pickle.dumps` made of the backend's factory, the deed and the worker's number. It
+writes an empty line when the backend is open, waits for another line, so that all begin at once, and writes what
+the worker returned as JSON. Hence no import of this package here: the script would have to wait for it.
 """
 
 from __future__ import annotations
@@ -104,6 +105,9 @@ async def _work(factory: Callable[[], Any], deed: str, number: int) -> List[str]
     backend = ThreadedBackend(made) if isinstance(made, SyncBackend) else made
     await backend.open()
     try:
+        # Nothing else runs in this event loop.
+        print(flush=True)  # noqa: T201 - the parent reads it
+        sys.stdin.buffer.readline()
         return await WORKERS[deed](backend, number)
     finally:
         await backend.close()
@@ -112,7 +116,7 @@ async def _work(factory: Callable[[], Any], deed: str, number: int) -> List[str]
 def _main() -> None:
     sys.path[:] = json.loads(sys.stdin.buffer.readline())
     # What is read here was written by the process that started this one, a moment ago and into our own pipe.
-    factory, deed, number = pickle.loads(sys.stdin.buffer.read())  # noqa: S301
+    factory, deed, number = pickle.load(sys.stdin.buffer)  # noqa: S301
     json.dump(asyncio.run(_work(factory, deed, number)), sys.stdout)
 
 
