@@ -127,6 +127,10 @@ class Account:
         token = secrets.token_bytes(8)
         evicted = 0
         with self._one_at_a_time:
+            # Whoever was in here before may have made room for all who queued.
+            room = self._reserve_if_it_fits(size) if name else None
+            if room is not None:
+                return room
             while True:
                 if self._server.call("add", self._lock, token, expire=_LOCK_SECONDS, repeatable=False):
                     try:
