@@ -94,7 +94,9 @@ class UnknownAgentError(OrchestratorError, LookupError):
     def __str__(self) -> str:
         if self.near:
             return f"there is no agent {self.name!r}; did you mean {' or '.join(map(repr, self.near))}?"
-        return f"there is no agent {self.name!r} among the {self.known} in claude.json"
+        return (
+            f"there is no agent {self.name!r} among the {self.known} in claude.json; add it there, or name one of them"
+        )
 
 
 class NotCachedError(OrchestratorError):

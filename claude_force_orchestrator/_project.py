@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Union
 
 from claude_force_cache import Digest, digest
 
@@ -98,7 +99,7 @@ class Project:
             raise InvalidTaskError(f"an agent's name consists of letters, digits, - and _, which {shown} does not")
         entry = self.agents.get(name)
         if entry is None:
-            raise UnknownAgentError(name, difflib.get_close_matches(name, self.agents, n=3), len(self.agents))
+            raise UnknownAgentError(name, _near(name, self.agents), len(self.agents))
         return entry
 
     def read_definition(self, name: str) -> Definition:
@@ -143,7 +144,8 @@ class Project:
 
 def _read_json(path: Path) -> Dict[str, Any]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = _read_regular(path)
+        table = None if text is None else json.loads(text)
     except FileNotFoundError:
         raise ProjectError(f"there is no {str(path)!r}; give the path of the project's claude.json") from None
     except IsADirectoryError:
@@ -158,9 +160,17 @@ def _read_json(path: Path) -> Dict[str, Any]:
         raise ProjectError(f"{str(path)!r} is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ProjectError(f"{str(path)!r} cannot be read: {_reason(error)}") from None
+    if text is None:
+        raise ProjectError(f"{str(path)!r} is not a file; give the path of the project's claude.json")
     if not isinstance(table, dict):
         raise ProjectError(f"{str(path)!r} must hold a JSON object, not {kind_of(table)}")
     return table
+
+
+def _read_regular(path: Path) -> Optional[str]:
+    """Return a file's text, or None for a pipe or a device, which may never end."""
+    mode = path.stat().st_mode
+    return path.read_text(encoding="utf-8-sig") if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
 
 def _read_entry(path: Path, name: str, entry: object) -> AgentEntry:
@@ -180,6 +190,13 @@ def _read_entry(path: Path, name: str, entry: object) -> AgentEntry:
         except InvalidTaskError as error:
             raise ProjectError(f"{where}: {error}") from None
     return AgentEntry(name, file, contract, model)
+
+
+def _near(name: str, known: Iterable[str]) -> Sequence[str]:
+    by_folded: Dict[str, str] = {}
+    for candidate in known:
+        by_folded.setdefault(candidate.lower(), candidate)
+    return [by_folded[match] for match in difflib.get_close_matches(name.lower(), by_folded, n=3)]
 
 
 def _reason(error: Exception) -> str:

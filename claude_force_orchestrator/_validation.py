@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, Optional
 
@@ -92,13 +91,9 @@ def check_number(name: str, value: Any, *, above: float, most: float) -> float:
 
     :raises ConfigError: if the value is anything else.
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or not above < value <= most
-    ):
-        raise ConfigError(f"{name} must be a number above {above:g} and at most {most:,.0f}, not {value!r}")
+    # Comparisons, and no math.isfinite: a whole number may be larger than any float.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
+        raise ConfigError(f"{name} must be a number above {above:g} and at most {most:,.0f}, not {_shown(value)}")
     return float(value)
 
 
@@ -108,8 +103,16 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
     :raises ConfigError: if the value is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise ConfigError(f"{name} must be a whole number of at least {least}, not {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        return "one of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def kind_of(value: object) -> str:

@@ -67,10 +67,14 @@ def test_a_claude_json_that_cannot_be_used_is_one_line_about_where(config: Path,
 
 
 def test_a_claude_json_that_cannot_be_read_is_one_line_about_why(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for path, part in (
         (tmp_path / "none.json", "there is no"),
         (tmp_path, "is a folder"),
         (tmp_path / "a\0b", "cannot be read"),
+        (Path(os.devnull), "is not a file"),
+        (pipe, "is not a file"),
     ):
         with pytest.raises(ProjectError, match=part):
             Project.load(path)
@@ -173,8 +177,9 @@ def test_names_are_checked_before_they_are_looked_up(config: Path) -> None:
             project.agent(name)
     with pytest.raises(UnknownAgentError, match="among the 2"):
         project.agent("zzz")
-    with pytest.raises(UnknownAgentError, match="did you mean 'doc_writer'"):
-        project.read_definition("doc-writer")
+    for name in ("doc-writer", "DOC-WRITER"):
+        with pytest.raises(UnknownAgentError, match="did you mean 'doc_writer'"):
+            project.read_definition(name)
 
 
 def test_an_agents_own_model_is_asked_unless_the_caller_names_one(run: Any, api: Any, edit: Any) -> None:

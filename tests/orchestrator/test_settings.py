@@ -146,6 +146,16 @@ def test_an_argument_that_cannot_be_used_is_one_line_that_names_it(config: Path,
     assert name in message or name.replace("_", " ").replace("url", "URL").replace("api", "API") in message
 
 
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize(("name", "sign"), [("cache_max_size_mb", 1), ("cache_ttl_hours", 1), ("max_retries", -1)])
+def test_a_number_beyond_every_float_is_refused_in_a_short_line(
+    config: Path, name: str, sign: int, digits: int
+) -> None:
+    with pytest.raises(ConfigError, match=name) as caught:
+        AsyncAgentOrchestrator(config, **{name: sign * 10**digits})
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("section", "part"),
     [
