@@ -136,7 +136,8 @@ def _read_or_make(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW)
+    # Not blocking: a pipe in its place would be waited for.
+    descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():

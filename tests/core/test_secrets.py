@@ -90,6 +90,14 @@ def test_a_link_in_place_of_the_file_is_refused(environ: Dict[str, str], tmp_pat
         Secrets.for_store(LOCAL, environ, backend="disk")
 
 
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(environ: Dict[str, str]) -> None:
+    path = secret_path(environ)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path, 0o600)
+    with pytest.raises(SecretError, match="is not a file"):
+        Secrets.for_store(LOCAL, environ, backend="disk")
+
+
 def test_a_file_cut_short_is_refused(environ: Dict[str, str]) -> None:
     Secrets.for_store(LOCAL, environ, backend="disk")
     secret_path(environ).write_bytes(b"short")
