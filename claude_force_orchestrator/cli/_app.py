@@ -14,7 +14,7 @@ from ._cache import cache_app
 from ._config import config_app
 from ._conformance import conformance
 from ._demo import demo
-from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, report
+from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, open_missing_streams, report
 from ._map import map_tasks
 from ._new_backend import new_backend
 from ._run import run_agent
@@ -63,6 +63,7 @@ def run(arguments: List[str]) -> int:
     """Run one command line and return its exit code."""
     # Cryptography says so at every start; whoever runs 3.8 knows.
     warnings.filterwarnings("ignore", message=r"Python 3\.\d+ is no longer supported")
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         # An answer may hold what the terminal's encoding does not; showing its code beats losing the answer.
         if hasattr(stream, "reconfigure"):
@@ -87,9 +88,11 @@ def run(arguments: List[str]) -> int:
         report(str(error))
         return error.code
     except Exception as error:
-        message = _usage_message(error) or _library_message(error)
+        message = _usage_message(error) or _library_message(error) or _system_message(error)
         if message is None:
             raise
+        if isinstance(error, OSError):
+            discard_stdout()
         report(message)
         return USAGE
     return 0
@@ -111,3 +114,11 @@ def _library_message(error: Exception) -> Optional[str]:
     from .._errors import OrchestratorError
 
     return str(error) if isinstance(error, (CacheError, OrchestratorError)) else None
+
+
+def _system_message(error: Exception) -> Optional[str]:
+    """Return what the system said when the output could not be written, for example because the disk is full."""
+    if not isinstance(error, OSError):
+        return None
+    place = f" at {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{place}: mend that and run the same command again"

@@ -5,7 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "USAGE", "CommandError", "discard_stdout", "one_line", "report"]
+__all__ = [
+    "BROKEN_PIPE",
+    "FAILED",
+    "INTERRUPTED",
+    "USAGE",
+    "CommandError",
+    "discard_stdout",
+    "one_line",
+    "open_missing_streams",
+    "report",
+]
 
 FAILED = 1
 USAGE = 2
@@ -42,3 +52,10 @@ def report(message: str) -> None:
 def discard_stdout() -> None:
     """Point standard output nowhere, so that the interpreter has nothing left to complain about at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_missing_streams() -> None:
+    """Let standard streams that the parent closed lead nowhere, so that no file of ours takes their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - open until the end

@@ -188,12 +188,16 @@ def _parse(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
         return value, None, None
     if not isinstance(value, dict):
         raise ValueError('expected a string or {"task": ...}')
-    task, agent = value.get("task"), value.get("agent")
+    task, agent, identifier = value.get("task"), value.get("agent"), value.get("id")
     if not isinstance(task, str):
         raise ValueError("its 'task' must be text")
     if agent is not None and not isinstance(agent, str):
         raise ValueError("its 'agent' must be text")
-    return task, agent, value.get("id")
+    try:
+        json.dumps(identifier, allow_nan=False)
+    except ValueError:
+        raise ValueError("its 'id' holds NaN or an infinity, which JSON has not") from None
+    return task, agent, identifier
 
 
 @contextmanager

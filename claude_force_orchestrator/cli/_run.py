@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typing_extensions import Annotated
 
+from .._validation import MAX_TASK_CHARACTERS
 from ._console import note, print_json
 from ._failure import CommandError, report
 from ._options import (
@@ -81,8 +82,16 @@ async def _ask(orchestrator: "AsyncAgentOrchestrator", agent: str, task: str, **
 
 
 def _read_task() -> str:
+    from ._lines import MAX_LINE
+
+    data = sys.stdin.buffer.read(MAX_LINE + 1)
+    if len(data) > MAX_LINE:  # it may have no end
+        raise CommandError(
+            f"the task on standard input has more than {MAX_LINE:,} bytes, the limit is {MAX_TASK_CHARACTERS:,} "
+            "characters; shorten or split it"
+        )
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CommandError(
             f"the task on standard input is not UTF-8 (byte {error.start}): convert it with iconv -t utf-8"

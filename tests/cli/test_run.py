@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from claude_force_orchestrator.cli._lines import MAX_LINE
+
 
 def test_the_second_time_is_a_hit_and_free(cli: Any, api: Any) -> None:
     first = cli("run", "reviewer", "Review print().")
@@ -114,6 +116,7 @@ def test_a_wrong_agent_name_is_refused(cli: Any, api: Any, agent: str, words: An
 
 def test_tasks_that_cannot_be_sent_are_refused(cli: Any, api: Any) -> None:
     cli("run", "reviewer", "-", stdin=b"x" * 100_001).assert_refused("100,001", "100,000")
+    cli("run", "reviewer", "-", stdin=b"x" * (MAX_LINE + 1)).assert_refused("more than", "100,000")
     cli("run", "reviewer", "-", stdin=b"").assert_refused("blank")
     cli("run", "reviewer", " \n ").assert_refused("blank")
     cli("run", "reviewer", "-", stdin=b"caf\xe9").assert_refused("UTF-8")

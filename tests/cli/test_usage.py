@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +84,30 @@ def test_a_reader_that_leaves_early_is_no_error(lonely_cli: Any) -> None:
     _, err = process.communicate(timeout=60)
     assert err == b""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("arguments", [["backends"], ["backends", "--json"], ["config", "show"], ["--help"]])
+def test_an_output_that_cannot_be_written_is_one_line(lonely_cli: Any, arguments: Any) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = lonely_cli.start(*arguments, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.decode().count("\n") == 1
+    assert err.decode().startswith("error: No space left on device: ")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(lonely_cli: Any, closed: str) -> None:
+    lonely_cli.environment["PYTHON"] = sys.executable
+    done = subprocess.run(
+        ["bash", "-c", f'"$PYTHON" -m claude_force_orchestrator.cli run reviewer - --only-if-cached {closed}'],
+        cwd=lonely_cli.folder,
+        env=lonely_cli.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr in {b"", b"error: the task is blank; say what the agent shall do\n"}
