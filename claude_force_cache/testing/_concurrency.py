@@ -24,7 +24,10 @@ _WORKERS = 6
 _CONNECTIONS = 3
 _SHARE = 200
 _PATIENCE = 60.0
-_TURNS = 24
+_CALLS = 16
+_STEPS = 6
+_VERBS = ("set", "add", "delete", "touch")
+_TURNS = 2 * _STEPS * len(_VERBS)
 # How long what was cancelled may go on: a blocking verb to its end, a request that is on its way to the server.
 _ABANDONED_THREADS = 10.0
 _ABANDONED_CALLS = 1.0
@@ -234,11 +237,13 @@ def cancelled_writes(kit: Kit) -> None:
         for turn in range(_TURNS):
             stage.sum_up(f"{turn} times the following" if turn else "")
             work = []
-            for number in range(8):
+            for number in range(_CALLS):
                 key = dice.choice(KEYS)
                 value = bytes([turn, number]) * dice.randrange(20)
                 written[key].add(value)
-                work.append(_write(view, dice.choice(["set", "add", "delete", "touch"]), key, value))
+                # Each verb is the one that is cancelled, at each step of the event loop.
+                verb = dice.choice(_VERBS) if number % 2 else _VERBS[turn // (2 * _STEPS) % len(_VERBS)]
+                work.append(_write(view, verb, key, value))
             _cancel_half(stage, work, turn, dice)
             judge_in_time(stage, handle, lambda: judge_writes(stage, handle))
             for key, entry in handle.get_many(KEYS).items():
@@ -263,7 +268,7 @@ def cancelled_reads(kit: Kit) -> None:
 
         stage.sum_up(f"{len(names)} entries are stored")
         for turn in range(_TURNS):
-            _cancel_half(stage, [read(dice.choice(names)) for _ in range(20)], turn, dice)
+            _cancel_half(stage, [read(dice.choice(names)) for _ in range(_CALLS)], turn, dice)
             del stage.steps[1:]
             stage.require(not wrong, f"readers of {wrong[:3]} got the answer to another question, or none")
 
@@ -293,7 +298,7 @@ def _cancel_half(stage: Stage, work: Sequence[Awaitable[None]], turn: int, dice:
         tasks = [asyncio.ensure_future(part) for part in work]
         if turn % 2 == 0:
             # To the step of the event loop: each point where a verb of few steps may wait is met.
-            for _ in range(turn // 2):
+            for _ in range(turn // 2 % _STEPS):
                 await asyncio.sleep(0)
         else:
             await asyncio.sleep(dice.random() * 0.003)

@@ -103,6 +103,7 @@ def corrupt_by_swap(kit: Kit) -> None:
         one, two = cache.sealed(), cache.handle.value(cache.other_name) or b""
         cache.handle.set(cache.name, two)
         cache.handle.set(cache.other_name, one)
+        cache.stage.sum_up("a cache stores two answers, and their stored values change places")
         cache.expect_discarded()
         cache.stage.expect("cache.get of the other", cache.get("other"), MISSING)
         cache.stage.expect("the number of corrupt entries that the cache counted", cache.corrupt, 2)
@@ -137,6 +138,7 @@ def corrupt_by_an_older_version(kit: Kit) -> None:
         older = cache.sealed()
         cache.set("question", {"answer": "newer"}, ttl=100)
         stage.advance(10 + kit.late)
+        stage.sum_up("a cache stores an answer for 10 s, then another one for 100 s, and 10 s pass")
         cache.handle.set(cache.name, older)
         stage.expect("cache.get of an older version, put back after its life,", cache.get("question"), MISSING)
         stage.account(cache.handle)

@@ -143,13 +143,12 @@ def eviction_count_without_expired(kit: Kit) -> None:
 def eviction_no_more_than_needed(kit: Kit) -> None:
     """Entries go only when a write does not fit, and no more than it needs, apart from the declared slack."""
 
-    @kit.examples(lengths=st.lists(st.integers(0, 40), min_size=2, max_size=8))
-    def needing(lengths: List[int]) -> None:
+    @kit.examples(writes=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 40)), min_size=2, max_size=8))
+    def needing(writes: List[Tuple[str, int]]) -> None:
         with kit.stage(60) as stage:
             handle = stage.handle()
             sizes: Dict[str, int] = {}
-            for number, length in enumerate(lengths):
-                key = f"k{number}"
+            for key, length in writes:
                 handle.set(key, bytes(length))
                 sizes[key] = len(key) + length
                 total = sum(sizes.values())

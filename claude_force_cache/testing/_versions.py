@@ -11,13 +11,13 @@ from ._needs import writable_time
 
 @check()
 def version_of_each_write(kit: Kit) -> None:
-    """A version is the same at every read of one write, and another for every write, also after a delete."""
+    """A version is the same at every read of one write, and another for every write, also after delete and clear."""
     with kit.stage() as stage:
         handle = stage.handle()
         seen: List[Hashable] = []
-        for turn in ("set", "set", "delete", "add", "delete", "set_many"):
-            if turn == "delete":
-                handle.delete("key")
+        for turn in ("set", "set", "delete", "add", "delete", "set_many", "clear", "set"):
+            if turn in {"delete", "clear"}:
+                getattr(handle, turn)(*(["key"] if turn == "delete" else []))
                 continue
             stage.sum_up(f"'key' was written {len(seen)} times" if seen else "")
             if turn == "set_many":

@@ -164,7 +164,7 @@ class TouchRevives(DictBackend):
             return True
 
 
-@caught_by("ttl_set_by_touch", "stateful_agreement")
+@caught_by("ttl_set_by_touch")
 class TouchKeepsTheLife(DictBackend):
     """A touch returns True and leaves the life as it was."""
 

@@ -144,12 +144,12 @@ class BulkReadIsNoUse(DictBackend):
 
 @caught_by("eviction_ignores_scans")
 class ScanIsAUse(DictBackend):
-    """``scan`` counts as a use of what it yields, in the order of the keys."""
+    """``scan`` counts as a use of what it yields, against the order of the keys."""
 
     async def scan(self) -> AsyncIterator[EntryInfo]:
         async for info in super().scan():
             yield info
-        for key in sorted(self.table.records):
+        for key in sorted(self.table.records, reverse=True):
             self.table.use(key)
 
 

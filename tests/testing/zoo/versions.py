@@ -70,7 +70,7 @@ class VersionIsTheContent(DictBackend):
         return hash(bytes(value))
 
 
-@caught_by("version_of_each_write", "stateful_agreement")
+@caught_by("version_of_each_write")
 class VersionIsTheTime(DictBackend):
     """The version is the time of the write, so two writes within one tick of the clock are one version."""
 
@@ -189,7 +189,7 @@ class VersionsStartAnewAfterAnExpiry(DictBackend):
         return self.writes[key]
 
 
-@caught_by("stateful_agreement_with_clear", steps=8)
+@caught_by("version_of_each_write")
 class VersionsStartAnewAfterAClear(DictBackend):
     """Versions are counted from 1 again when the namespace was cleared."""
 
