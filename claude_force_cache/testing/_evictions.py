@@ -158,6 +158,12 @@ def eviction_no_more_than_needed(kit: Kit) -> None:
                     stage.require(total > 60, f"{sorted(gone)} went, and {total} bytes fit")
                     stage.require(left + max(gone.values()) > least, f"{sorted(gone)} went, {left} bytes are left")
 
+    with kit.stage(60) as stage:
+        handle = stage.handle()
+        handle.set("a", bytes(29))
+        handle.set("b", bytes(29))
+        stage.expect("scan of what fills the limit exactly", handle.scanned_keys(), ["a", "b"])
+
 
 @check()
 def eviction_spares_the_new(kit: Kit) -> None:
