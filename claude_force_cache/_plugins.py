@@ -106,10 +106,21 @@ def list_backends() -> List[BackendInfo]:
     """Return every installed backend, sorted by name, first and third parties alike, importing none.
 
     A name that two distributions claim is listed twice; choosing it raises an error.
+
+    :raises IncompatibleBackendError: if the metadata of any distribution is damaged, so that Python cannot tell
+        what is installed.
     """
     found: Dict[Tuple[str, str], BackendInfo] = {}
     for distribution in importlib.metadata.distributions():
-        for entry_point in distribution.entry_points:
+        try:
+            entry_points = distribution.entry_points
+        except Exception as error:
+            name = distribution.metadata["Name"] or "(unnamed)"
+            raise IncompatibleBackendError(
+                f"the entry points of {name} {distribution.version} cannot be read ({_one_line(error)}): "
+                f"pip install --force-reinstall {name}"
+            ) from error
+        for entry_point in entry_points:
             if entry_point.group != GROUP:
                 continue
             name = distribution.metadata["Name"] or "(unnamed)"
@@ -164,17 +175,21 @@ def _load(info: BackendInfo) -> BackendPlugin:
             f"{owner} cannot be imported, the module {error.name!r} is missing: "
             f"install it, or reinstall the plugin with its extras: pip install --force-reinstall {info.distribution}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that exits would take the listing of all others with it
         raise IncompatibleBackendError(
             f"{owner} cannot be loaded ({type(error).__name__}: {_one_line(error)}): "
             f"upgrade it: pip install --upgrade {info.distribution}"
         ) from error
     version = getattr(plugin, "api_version", None)
-    if version != API_VERSION or not isinstance(plugin, BackendPlugin):
-        was = f"was built for API version {version}" if version is not None else "describes no backend"
+    if version is not None and version != API_VERSION:
         raise IncompatibleBackendError(
-            f"{owner} {was}, this claude-force-cache has {API_VERSION}: "
+            f"{owner} was built for API version {version}, this claude-force-cache has {API_VERSION}: "
             f"pip install --upgrade {info.distribution} claude-force-cache"
+        )
+    if not isinstance(plugin, BackendPlugin):
+        raise IncompatibleBackendError(
+            f"{owner} describes no backend, its entry point leads to {info.target!r}: "
+            f"upgrade it: pip install --upgrade {info.distribution}"
         )
     return plugin
 

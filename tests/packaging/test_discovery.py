@@ -206,6 +206,7 @@ def test_a_plugin_for_another_version_of_the_contract_is_an_error_with_both(inst
         pytest.param("raise RuntimeError('no\\nlid')", "RuntimeError", id="raises"),
         pytest.param("def broken(:", "SyntaxError", id="does not compile"),
         pytest.param("from claude_force_cache import nothing_of_the_kind", "ImportError", id="imports what is gone"),
+        pytest.param("raise SystemExit(3)", "SystemExit", id="ends the program"),
         pytest.param("", "describes no backend", id="empty"),
         pytest.param(JAR.replace("return BackendPlugin(", "raise KeyError("), "TypeError", id="raises when asked"),
         pytest.param(
@@ -232,6 +233,17 @@ def test_an_entry_point_to_a_module_that_is_not_there_is_an_error(install: Insta
     assert "jar-cache 2.3" in message
     assert "'jar_backend'" in message
     assert load_others(run) == UNHARMED
+
+
+def test_damaged_metadata_is_an_error_that_names_the_distribution(install: Install, run: Run, site: Path) -> None:
+    install("jar-cache", {"jar": "jar_backend"}, {"jar_backend": JAR}, version="2.3")
+    (listed,) = site.glob("jar_cache-*/entry_points.txt")
+    listed.write_text("no section\n[claude_force_cache.backends]\nno value\n")
+    kind, message = open_jar(run)
+    assert kind == "IncompatibleBackendError"
+    assert "jar-cache 2.3" in message
+    assert "\n" not in message
+    assert "pip install --force-reinstall jar-cache" in message
 
 
 def test_an_unknown_scheme_is_an_error_that_lists_what_is_installed(install: Install, run: Run) -> None:
