@@ -18,6 +18,7 @@ from . import (  # noqa: F401 - each adds its checks, which run in this order
     _promises,
     _corruption,
     _concurrency,
+    _cancellation,
     _processes,
     _machine,
 )

@@ -267,12 +267,8 @@ class Machine(RuleBasedStateMachine):
         spared = {key: entry for key, entry in self.model.entries.items() if key not in written}
         for key, victim in gone.items():
             for other, survivor in spared.items():
-                later = (
-                    victim.used > survivor.used
-                    if recency == 0
-                    else self.timed and victim.used_at - survivor.used_at > recency
-                )
-                if later:
+                apart = victim.used_at - survivor.used_at
+                if victim.used > survivor.used if recency == 0 else self.timed and apart > recency:
                     self.stage.fail(f"{key!r} was evicted, and {other!r} was not, whose last use is longer ago")
 
     def draw_version(self, data: st.DataObject) -> Tuple[str, Hashable, int]:
