@@ -7,6 +7,7 @@ python scripts/generate_reference.py --check   exit 1 and name the pages that ar
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from dataclasses import is_dataclass
@@ -128,12 +129,18 @@ def signature(value: Any) -> str:
     except (TypeError, ValueError):
         return "()"
     parameters = [
-        parameter.replace(annotation=inspect.Parameter.empty) if parameter.name in {"self", "cls"} else parameter
+        # Printed as it is, this default would put the variables of whoever makes the page into it.
+        parameter.replace(default=_Environment()) if parameter.default is os.environ else parameter
         for parameter in found.parameters.values()
         if parameter.name not in {"self", "cls"}
     ]
     text = str(found.replace(parameters=parameters))
     return re.sub(r"<function (\w+) at 0x[0-9a-f]+>|<built-in function (\w+)>", r"\1\2", text.replace("'", ""))
+
+
+class _Environment:
+    def __repr__(self) -> str:
+        return "os.environ"
 
 
 def prose(text: str) -> str:

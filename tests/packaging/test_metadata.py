@@ -1,6 +1,9 @@
 """What the distribution says of itself agrees with what it does."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -35,3 +38,19 @@ def test_every_version_that_is_promised_is_tested_and_no_other() -> None:
     assert classifiers == VERSIONS
     assert matrix is not None
     assert matrix.group(1) == ", ".join(f'"{version}"' for version in VERSIONS)
+
+
+def test_the_reference_holds_nothing_of_the_machine_that_makes_it() -> None:
+    program = "from generate_reference import pages; print('\\n'.join(pages().values()))"
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT / "scripts",
+        env={**os.environ, "A_VARIABLE_OF_MINE": "a value of mine"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    ).stdout
+    assert "environ: Mapping" in made
+    for trace in ("A_VARIABLE_OF_MINE", "a value of mine", str(ROOT)):
+        assert trace not in made
