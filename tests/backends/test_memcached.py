@@ -159,6 +159,29 @@ def test_entries_live_their_life_and_not_much_longer(memcached_server: Any, name
         assert store.add("set", b"value", ttl=None)
 
 
+def test_no_life_ends_early_when_the_servers_clock_steps_by_two(start_server: Any, namespace: str) -> None:
+    """Its clock counts whole seconds at ticks that come late on a busy machine, so now and then it leaves one out."""
+    server = start_server("memcached")
+    with opened(server.url, namespace) as store:
+        stored: Dict[str, float] = {}
+        for turn in range(5):
+            started = time.monotonic()
+            while time.monotonic() < started + 0.95:
+                key = f"k{turn}-{len(stored)}"
+                stored[key] = time.monotonic()
+                store.set(key, b"", ttl=1)
+                found = store.get_many(list(stored))
+                now = time.monotonic()
+                ages = [now - since for key, since in stored.items() if key not in found]
+                assert min(ages, default=1.0) >= 1
+                stored = {key: since for key, since in stored.items() if key in found}
+                time.sleep(0.01)
+            # The tick that is due a second after the one before comes late.
+            server.signal(signal.SIGSTOP)
+            time.sleep(0.35)
+            server.signal(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("days", [29.9, 30, 31, 364, 10_000])
 def test_long_lives_are_not_taken_for_dates(memcached_server: Any, namespace: str, days: float) -> None:
     with opened(memcached_server.url, namespace) as store:
