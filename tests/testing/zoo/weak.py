@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import random
+import secrets
 from pathlib import Path
 from typing import Optional
 
@@ -73,7 +73,7 @@ class AnyVictim(DictBackend):
 
     def victim(self) -> str:
         newest = list(self.table.records)[-1]
-        return random.choice([key for key in self.table.records if key != newest] or [newest])
+        return secrets.choice([key for key in self.table.records if key != newest] or [newest])
 
 
 class Thorough(DictBackend):
