@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["map_tasks"]
 
 _WINDOW = 256
-"""Tasks in memory at a time. More than API calls may be under way, so that hits need not queue behind misses."""
+"""Tasks in memory at a time, besides the API calls that may be under way, so that hits need not queue behind misses."""
 
 
 def map_tasks(
@@ -78,7 +78,7 @@ def map_tasks(
     orchestrator.project.read_definition(agent)
     arguments = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "cache": mode}
     with _opened(tasks, out) as (source, target):
-        batch = _Batch(orchestrator, agent, arguments)
+        batch = _Batch(orchestrator, agent, arguments, _WINDOW + max_concurrent)
         total = _total(source)
         with progress() as bar:
             shown = bar.add_task(agent, total=total)
@@ -98,6 +98,7 @@ class _Batch:
     orchestrator: "AsyncAgentOrchestrator"
     agent: str
     arguments: Mapping[str, Any]
+    window: int
     done: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -116,7 +117,7 @@ class _Batch:
                 os.ftruncate(target, 0)
             try:
                 async for line in lines:
-                    if len(under_way) >= _WINDOW:
+                    if len(under_way) >= self.window:
                         await _first(under_way)
                     under_way.add(asyncio.create_task(self._execute(line, writer.write, advance)))
                 while under_way:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -194,6 +196,26 @@ def test_ctrl_c_leaves_whole_lines_and_the_next_run_goes_on(cli: Any, project: P
         # Calls that were under way at the interruption were lost with it, ten at most.
         assert 200 <= slow.requests() <= 210
         assert paid < 200
+
+
+def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) -> None:
+    write_tasks(project, *(f"Review f{number}()." for number in range(310)))
+    connected: List[socket.socket] = []
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
+        silent.settimeout(30)
+        cli.environment["ANTHROPIC_BASE_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        arguments = ("map", "reviewer", "tasks.jsonl", "--max-concurrent", "300", "--timeout", "300")
+        process = cli.start(*arguments, stderr=subprocess.PIPE)
+        try:
+            while len(connected) < 300:
+                connected.append(stack.enter_context(silent.accept()[0]))
+            silent.settimeout(1)
+            with pytest.raises(socket.timeout):
+                silent.accept()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
 @given(
