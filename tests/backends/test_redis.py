@@ -371,7 +371,8 @@ def test_a_silent_server_costs_one_time_out(silent_server: str, namespace: str) 
         calls = [store.get("key") for _ in range(10)] + [store.set("key", bytes(20_000_000), ttl=None)]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, BackendUnavailableError)
-            assert "0.2 s" in str(error)
+            # Ours, or the client's own for connecting, which has the same length and may end first.
+            assert "0.2 s" in str(error) or "Timeout connecting" in str(error)
         assert time.monotonic() - started < 5
         await store.close()
 
