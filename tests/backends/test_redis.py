@@ -669,11 +669,26 @@ class TestTLS:
             asyncio.run(store.open())
 
 
+def _usage_of_key(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def _certificate(
     folder: Path, name: str, issuer: Optional[Tuple[x509.Certificate, Any]]
 ) -> Tuple[x509.Certificate, Any]:
     """Write ``name``.crt and ``name``.key for 127.0.0.1, signed by ``issuer`` or by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
+    signer = key if issuer is None else issuer[1]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (
@@ -686,7 +701,11 @@ def _certificate(
         .not_valid_after(now + datetime.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key if issuer is None else issuer[1], hashes.SHA256())
+        # Python 3.13 verifies strictly, to the letter of RFC 5280.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_usage_of_key(authority=issuer is None), critical=True)
+        .sign(signer, hashes.SHA256())
     )
     (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     (folder / f"{name}.key").write_bytes(
