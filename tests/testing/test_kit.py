@@ -133,7 +133,9 @@ class TestReport:
         assert re.match(r" +\d+\. delete\('key', version=.*\) -> True", lines[-1])
 
     def test_has_a_small_example_from_the_state_machine(self) -> None:
-        (result,) = check_backend(breaking("usage", count_twice), checks=["stateful_agreement"]).results
+        (result,) = check_backend(
+            breaking("usage", count_twice), checks=["stateful_agreement"], max_examples=30
+        ).results
         assert "expected (1, 1)" in result.detail
         assert "  4. " not in result.detail
 
