@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import random
@@ -31,7 +32,7 @@ from ._errors import (
 from ._limiter import ConcurrencyLimiter
 from ._request import Request
 
-__all__ = ["MAX_RETRY_AFTER", "Caller", "backoff", "retry_after"]
+__all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "retry_after"]
 
 MAX_RETRY_AFTER = 300.0
 """The longest pause, in seconds, that a server may ask for. A call that is told to wait longer fails at once."""
@@ -86,6 +87,21 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
         return None
 
 
+class Reply(NamedTuple):
+    """What the API answered, with status 200.
+
+    :param message: the SDK's ``Message``.
+    :param body: the reply's body as it came, content encodings undone.
+    :param headers: the reply's headers; names are looked up whatever their case.
+    :param content_type: the media type without its parameters, in lower case.
+    """
+
+    message: Any
+    body: bytes
+    headers: Mapping[str, str]
+    content_type: str
+
+
 class Caller:
     """Makes calls, within one limit of concurrency, with one owner of retries and time-outs.
 
@@ -117,8 +133,8 @@ class Caller:
         self._on_attempt = on_attempt
         self._clock = clock
 
-    async def call(self, request: Request) -> Any:
-        """Return the SDK's ``Message``.
+    async def call(self, request: Request) -> Reply:
+        """Return the API's reply.
 
         :raises CallError: if the API does not answer; the SDK's exception is the cause.
         :raises InvalidAnswerError: if it answers something that the SDK cannot read.
@@ -131,7 +147,7 @@ class Caller:
         finally:
             self._limiter.release()
 
-    async def _call(self, client: Any, request: Request) -> Any:
+    async def _call(self, client: Any, request: Request) -> Reply:
         import anthropic
 
         arguments = request.arguments()
@@ -143,7 +159,7 @@ class Caller:
             self._on_attempt()
             try:
                 with anyio.fail_after(self._timeout):
-                    return await client.messages.create(**arguments, timeout=None)
+                    return await _send(client, arguments)
             except (anthropic.AnthropicError, TimeoutError) as error:
                 failure = self._judge(error, attempts, hidden)
                 if not failure.passing or attempts > self._max_retries:
@@ -180,6 +196,15 @@ class Caller:
             passing = False
         request_id = headers.get("request-id")
         return _Failure(kind(text, status=status, request_id=request_id, attempts=attempts), passing, asked)
+
+
+async def _send(client: Any, arguments: Mapping[str, Any]) -> Reply:
+    raw = await client.messages.with_raw_response.create(**arguments, timeout=None)
+    parsed = raw.parse()
+    message = await parsed if inspect.isawaitable(parsed) else parsed  # SDKs before 1.0 parse without awaiting
+    response = raw.http_response
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Reply(message, response.content, response.headers, content_type)
 
 
 class _Failure(NamedTuple):

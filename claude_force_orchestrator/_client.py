@@ -36,7 +36,7 @@ def make_client(api_key: Optional[str], base_url: str) -> Any:
     check_api_key(client.api_key or None)
     check_api_key(client.auth_token or None)
     # The first look at these makes the SDK import more modules, and read files about the platform: here, in a thread.
-    client.messages  # noqa: B018 - see above
+    client.messages.with_raw_response  # noqa: B018 - see above
     sent = {name.lower() for name in client.default_headers}
     if not {"authorization", "x-api-key"} & sent and getattr(client, "credentials", None) is None:
         raise AuthenticationError("a call to the API needs a key; set ANTHROPIC_API_KEY or give api_key", attempts=0)

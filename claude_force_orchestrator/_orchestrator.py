@@ -343,8 +343,8 @@ class AsyncAgentOrchestrator:
             is known to be the cache's.
         """
         try:
-            message = await self._caller.call(request)
-            answer = read_message(message, agent_name=request.template.agent_name, created=self._clock())
+            reply = await self._caller.call(request)
+            answer = read_message(reply.message, agent_name=request.template.agent_name, created=self._clock())
         except OrchestratorError:
             raise
         except Exception as defect:
