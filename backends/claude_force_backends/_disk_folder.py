@@ -58,14 +58,11 @@ def unavailable_folder(error: OSError, folder: Path) -> BackendUnavailableError:
 
 
 def _claim(root: Path) -> None:
-    names = {entry.name for entry in root.iterdir()}
-    if MARKER in names:
-        mark = (root / MARKER).read_bytes()
-        # Empty while the process that made it is about to write.
-        if mark in {b"", _MARK.encode()}:
-            return
-        raise ForeignStoreError(f"cache folder {root} was made by another version of this package: {ANOTHER}")
-    if names:
+    # A folder of ours holds one for each namespace, so it is listed only where no marker speaks for it. Another
+    # process may have marked it by then.
+    if _is_marked(root):
+        return
+    if any(root.iterdir()) and not _is_marked(root):
         raise ForeignStoreError(
             f"folder {root} is not empty and not a cache of this package, so nothing in it was touched: {ANOTHER}"
         )
@@ -76,6 +73,17 @@ def _claim(root: Path) -> None:
             continue  # another process is starting, too
         with os.fdopen(file, "w", encoding="ascii") as stream:
             stream.write(text)
+
+
+def _is_marked(root: Path) -> bool:
+    try:
+        mark = (root / MARKER).read_bytes()
+    except FileNotFoundError:
+        return False
+    # Empty while the process that made it is about to write.
+    if mark in {b"", _MARK.encode()}:
+        return True
+    raise ForeignStoreError(f"cache folder {root} was made by another version of this package: {ANOTHER}")
 
 
 def _make_private(folder: Path, path: Path) -> None:

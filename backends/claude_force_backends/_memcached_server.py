@@ -11,7 +11,7 @@ import socket
 import time
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pymemcache.client.base import PooledClient
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
@@ -103,10 +103,14 @@ class Server:
         """
         with self._wire() as wire:
             last_uses: Dict[str, int] = {}
+            start = b"key=" + quote(prefix, safe="").encode()
             for line in self._dump(wire):
+                # There may be any number of other namespaces, so a line of theirs is not taken apart.
+                if not line.startswith(start):
+                    continue
                 row = dict(field.split(b"=", 1) for field in line.split() if b"=" in field)
                 name = unquote(row[b"key"].decode("ascii"))
-                if name.startswith(prefix) and not name.startswith(prefix + "!"):
+                if not name.startswith(prefix + "!"):
                     last_uses[name] = int(row[b"la"])
             items = []
             for batch in _batches(list(last_uses)):

@@ -42,8 +42,9 @@ class Handle:
     A verb that raises anything but what :meth:`Stage.raises` is waiting for is a failure of the check.
     """
 
-    def __init__(self, backend: AnyBackend, stage: Stage, name: str = "") -> None:
+    def __init__(self, backend: AnyBackend, stage: Stage, namespace: str, name: str = "") -> None:
         self.backend = backend
+        self.namespace = namespace
         self._stage = stage
         self._prefix = name and f"{name}."
 

@@ -94,7 +94,8 @@ class Stage:
         opened: bool = True,
     ) -> Handle:
         """Return a new backend's handle, by default opened and on this stage's namespace and limit."""
-        handle = Handle(self.make(namespace=namespace, max_bytes=max_bytes), self, name)
+        namespace = namespace or self.namespace
+        handle = Handle(self.make(namespace=namespace, max_bytes=max_bytes), self, namespace, name)
         self.handles.append(handle)
         if opened:
             handle.open()
@@ -189,8 +190,11 @@ class Stage:
 
     def close(self) -> None:
         """Remove what the example stored, and everything that it opened. Does not raise for a broken backend."""
-        for handle in self.handles:
-            self._try(handle.clear)
+        cleared = {handle.namespace for handle in self.handles if self._try(handle.clear)}
+        if self.suite.capabilities.persistent:
+            for namespace in {handle.namespace for handle in self.handles} - cleared:
+                # Its backends were closed, and what they stored lasts.
+                self._try(lambda: self.handle(namespace=namespace).clear())  # noqa: B023 - called here
         for close in self._at_end:
             self._try(lambda: self.run(close()))  # noqa: B023 - called here
         for handle in self.handles:
@@ -198,11 +202,12 @@ class Stage:
         self._close_loop()
 
     @staticmethod
-    def _try(end: Callable[[], object]) -> None:
+    def _try(end: Callable[[], object]) -> bool:
         try:
             end()
-        except Exception:  # noqa: BLE001, S110 - a backend under test may raise anything
-            pass  # the checks judge the backend; here only the traces of an example are removed
+        except Exception:  # noqa: BLE001 - a backend under test may raise anything
+            return False  # the checks judge the backend; here only the traces of an example are removed
+        return True
 
     def _close_loop(self) -> None:
         try:

@@ -709,6 +709,25 @@ class TestFolder:
             backend.close()
 
 
+def test_opens_a_namespace_without_a_look_at_the_others(folder: Path) -> None:
+    script = """
+    listed = []
+    def hook(event, arguments):
+        if event in ("os.listdir", "os.scandir"):
+            listed.append(str(arguments[0]))
+    sys.addaudithook(hook)
+    os.listdir(folder)
+    for _ in range(2):
+        backend = make()
+        backend.open()
+        backend.set("key", b"value", ttl=None)
+        backend.close()
+    print(listed.count(folder))
+    """
+    with opened(folder, namespace="other"):
+        assert finish(start(script, folder)) == "1\n"
+
+
 def test_waits_no_longer_than_it_was_told_for_another_writer(folder: Path) -> None:
     with opened(folder, busy_timeout=0.05) as backend:
         backend.set("key", b"value", ttl=None)

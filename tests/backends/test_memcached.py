@@ -205,6 +205,19 @@ def test_clearing_touches_no_foreign_item(memcached_server: Any, namespace: str)
         client.delete_many(foreign)
 
 
+def test_clearing_leaves_no_item_behind(start_server: Any, namespace: str) -> None:
+    with opened(start_server("memcached").url, namespace, 1000) as store:
+        (server,) = store._servers.values()
+        store.set("key", b"value", ttl=60)
+        # Under any name: one begins with what marks bookkeeping.
+        assert {item.name for item in server.items("")} == {f"cfc:{namespace}:{name}" for name in ("key", "!account")}
+        assert store.clear() == 1
+        assert server.items("") == []
+        store.set("key", bytes(900), ttl=60)
+        assert store.set("other", bytes(200), ttl=60) == 1
+        assert account(store) == [1, 205]
+
+
 @pytest.mark.parametrize("key", ["k", "k" * 128], ids=["short", "longest"])
 @pytest.mark.parametrize("max_bytes", [None, 10**8], ids=["unlimited", "limited"])
 def test_a_value_above_the_item_limit_is_refused(

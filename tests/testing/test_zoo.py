@@ -57,3 +57,10 @@ def test_runs_every_check_on_a_backend_that_is_right(tmp_path: Path) -> None:
         report = check_backend(suite_of(backend, tmp_path), checks=sorted(idle), max_examples=1)
         idle -= {result.name for result in report.of("passed")}
     assert not idle
+
+
+def test_leaves_no_entry_in_the_store(tmp_path: Path) -> None:
+    shelf: Dict[str, Table] = {}
+    check_backend(type("Suite", (DictConformance,), {"shelf": shelf}), max_examples=1)
+    assert len(shelf) > len(CHECKS)
+    assert [namespace for namespace, table in shelf.items() if table.records] == []
