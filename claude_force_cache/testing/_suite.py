@@ -78,7 +78,8 @@ class BackendConformance(metaclass=_Sealed):
 
     Each check is a test method. Checks never run on anything but namespaces of their own, and clear those. The
     five methods after ``make_backend`` are optional; each that is defined switches on more checks, and a check
-    that cannot run is skipped with the reason.
+    that cannot run is skipped with the reason. The ``backend`` that some are given is one that ``make_backend``
+    returned, so they may annotate it with that class.
 
     Examples are the same in every run, unless the environment has ``CLAUDE_FORCE_CONFORMANCE=random``; a failure
     tells the seed, and ``CLAUDE_FORCE_CONFORMANCE_SEED`` takes it. ``CLAUDE_FORCE_CONFORMANCE_EXAMPLES`` overrides
@@ -109,15 +110,15 @@ class BackendConformance(metaclass=_Sealed):
         """Optional: let that time pass for a store whose clock cannot be injected; may wait for it."""
         raise NotImplementedError
 
-    async def expire_natively(self, backend: AnyBackend, key: str) -> None:
+    async def expire_natively(self, backend: Any, key: str) -> None:
         """Optional: return when the store itself has dropped an entry, stored with a life of a second."""
         raise NotImplementedError
 
-    async def read_raw(self, backend: AnyBackend, key: str) -> Optional[bytes]:
+    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
         """Optional: return what the store holds under ``key``, read without the backend, or None."""
         raise NotImplementedError
 
-    async def write_raw(self, backend: AnyBackend, key: str, data: bytes) -> None:
+    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
         """Optional: replace what the store holds under ``key``, as a stranger would, past the backend."""
         raise NotImplementedError
 

@@ -72,13 +72,13 @@ class TestDisk(BackendConformance):
     def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], Any]:
         return functools.partial(claude_force_cache_backend().create, self.settings(namespace, max_bytes, None))
 
-    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+    async def read_raw(self, backend: DiskBackend, key: str) -> Optional[bytes]:
         with sqlite3.connect(str(backend._store._path)) as connection:
             row = connection.execute("SELECT value FROM Cache WHERE key = ?", (key,)).fetchone()
         connection.close()
         return None if row is None else bytes(row[0])
 
-    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+    async def write_raw(self, backend: DiskBackend, key: str, data: bytes) -> None:
         with sqlite3.connect(str(backend._store._path)) as connection:
             connection.execute("UPDATE Cache SET value = ? WHERE key = ?", (data, key))
         connection.close()

@@ -108,13 +108,13 @@ class TestMemcached(BackendConformance):
     def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], MemcachedBackend]:
         return functools.partial(MemcachedBackend, self.settings(namespace, max_bytes))
 
-    async def expire_natively(self, backend: Any, key: str) -> None:
+    async def expire_natively(self, backend: MemcachedBackend, key: str) -> None:
         until(lambda: self.client.get(backend._prefix + key) is None)
 
-    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+    async def read_raw(self, backend: MemcachedBackend, key: str) -> Optional[bytes]:
         return self.client.get(backend._prefix + key)
 
-    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+    async def write_raw(self, backend: MemcachedBackend, key: str, data: bytes) -> None:
         self.client.set(backend._prefix + key, data)
 
 

@@ -94,16 +94,16 @@ class TestRedis(BackendConformance):
     def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], RedisBackend]:
         return functools.partial(RedisBackend, self.settings(namespace, max_bytes))
 
-    async def expire_natively(self, backend: Any, key: str) -> None:
+    async def expire_natively(self, backend: RedisBackend, key: str) -> None:
         async def dropped() -> bool:
             return not self.client.exists(name_of(backend, key))
 
         await until(dropped)
 
-    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
+    async def read_raw(self, backend: RedisBackend, key: str) -> Optional[bytes]:
         return self.client.get(name_of(backend, key))
 
-    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
+    async def write_raw(self, backend: RedisBackend, key: str, data: bytes) -> None:
         self.client.set(name_of(backend, key), data, keepttl=True)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import pytest
 from claude_force_cache import BackendSettings, BackendURL, Clock
 from claude_force_cache.testing import BackendConformance
 
 from claude_force_cache_lmdb import CAPABILITIES
-from claude_force_cache_lmdb._store import Store
 from claude_force_cache_lmdb.backend import LmdbBackend
 
 
@@ -33,12 +32,12 @@ class TestLmdb(BackendConformance):
     def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], LmdbBackend]:
         return functools.partial(LmdbBackend, self.settings(namespace, max_bytes))
 
-    async def read_raw(self, backend: Any, key: str) -> Optional[bytes]:
-        store: Store = backend.store
+    async def read_raw(self, backend: LmdbBackend, key: str) -> Optional[bytes]:
+        store = backend.store
         with store.environment.begin() as txn:
             return txn.get(key.encode(), db=store.values)
 
-    async def write_raw(self, backend: Any, key: str, data: bytes) -> None:
-        store: Store = backend.store
+    async def write_raw(self, backend: LmdbBackend, key: str, data: bytes) -> None:
+        store = backend.store
         with store.environment.begin(write=True) as txn:
             txn.put(key.encode(), data, db=store.values)
