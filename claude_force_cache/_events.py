@@ -8,14 +8,14 @@ listener raises is logged and goes no further.
 from __future__ import annotations
 
 import logging
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import pluggy
 
 from ._errors import BackendUnavailableError
 from ._plugins import hookspec
 
-__all__ = ["CacheEvents", "Events"]
+__all__ = ["CacheEvents", "Events", "Listeners"]
 
 _logger = logging.getLogger("claude_force_cache")
 
@@ -24,8 +24,11 @@ class CacheEvents:
     """The hooks. ``cache`` is the URL of the cache, without login; ``key`` is a stored key."""
 
     @hookspec
-    def claude_force_cache_hit(self, cache: str, key: str, age: float, tier: bool) -> None:
-        """Call when an answer was found, ``age`` seconds after it was made; ``tier``: in this process."""
+    def claude_force_cache_hit(self, cache: str, key: str, age: float, tier: bool, stale: bool) -> None:
+        """Call when an answer was found, ``age`` seconds after it was made.
+
+        ``tier``: in this process; ``stale``: no longer fresh.
+        """
 
     @hookspec
     def claude_force_cache_miss(self, cache: str, key: str) -> None:
@@ -34,6 +37,10 @@ class CacheEvents:
     @hookspec
     def claude_force_cache_store(self, cache: str, key: str, size: int) -> None:
         """Call when an entry of ``size`` bytes was stored."""
+
+    @hookspec
+    def claude_force_cache_invalidate(self, cache: str, tags: Sequence[str]) -> None:
+        """Call when all entries with one of the tags became misses."""
 
     @hookspec
     def claude_force_cache_evict(self, cache: str, count: int) -> None:
@@ -52,11 +59,18 @@ class CacheEvents:
         """Call when the store is back."""
 
 
-class Events:
-    """Hands events to the listeners of one cache."""
+class Listeners:
+    """Hands events to the listeners of one subject.
 
-    def __init__(self, cache: str) -> None:
-        self._cache = cache
+    :param spec: the class whose methods are the hooks.
+    :param prefix: what the hooks' names begin with, before the event's own name.
+    :param subject: whose events they are, for the log.
+    """
+
+    def __init__(self, spec: type, prefix: str, subject: str) -> None:
+        self._spec = spec
+        self._prefix = prefix
+        self._subject = subject
         self._manager: Optional[pluggy.PluginManager] = None
 
     def register(self, listener: object) -> None:
@@ -66,7 +80,7 @@ class Events:
         """
         if self._manager is None:
             self._manager = pluggy.PluginManager("claude_force_cache")
-            self._manager.add_hookspecs(CacheEvents)
+            self._manager.add_hookspecs(self._spec)
         try:
             self._manager.register(listener)
             self._manager.check_pending()
@@ -91,9 +105,23 @@ class Events:
 
     def emit(self, event: str, **arguments: Any) -> None:
         """Call a hook, if anybody listens."""
-        if self._manager is None:
+        manager = self._manager
+        if manager is None:
             return
         try:
-            getattr(self._manager.hook, f"claude_force_cache_{event}")(cache=self._cache, **arguments)
+            getattr(manager.hook, f"{self._prefix}_{event}")(**arguments)
         except Exception:
-            _logger.exception("a listener of cache %s failed on %s", self._cache, event)
+            _logger.exception("a listener of %s failed on %s", self._subject, event)
+
+
+class Events(Listeners):
+    """Hands events to the listeners of one cache."""
+
+    def __init__(self, cache: str) -> None:
+        super().__init__(CacheEvents, "claude_force_cache", f"cache {cache}")
+        self._cache = cache
+
+    def emit(self, event: str, **arguments: Any) -> None:
+        """Call a hook with the cache's URL, if anybody listens."""
+        if self._manager is not None:
+            super().emit(event, cache=self._cache, **arguments)
