@@ -6,10 +6,12 @@ python scripts/generate_reference.py --check   exit 1 and name the pages that ar
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import sys
+import textwrap
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
@@ -17,8 +19,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 from typer.main import get_command
 
 import claude_force_cache
+import claude_force_cache.testing
 import claude_force_orchestrator
 from claude_force_cache import CORE_OPTIONS, Option, list_backends, load_backend
+from claude_force_cache.testing import CHECKS
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 OURS = "claude-force-cache"
@@ -30,7 +34,7 @@ PLUGIN = ("BackendPlugin", "BackendSettings", "BackendURL", "Option", "hookimpl"
 
 def pages() -> Dict[str, str]:
     """Return the text of every page by its file name."""
-    core, agents = claude_force_cache, claude_force_orchestrator
+    core, agents, kit = claude_force_cache, claude_force_orchestrator, claude_force_cache.testing
     contract = [*CONTRACT, *PLUGIN, "parse_boolean", "list_backends", "load_backend", "API_VERSION", "GROUP"]
     rest = [name for name in core.__all__ if name not in contract]
     return {
@@ -42,6 +46,17 @@ def pages() -> Dict[str, str]:
                 *members(core, CONTRACT),
                 "## What a plugin is made of\n",
                 *members(core, [name for name in contract if name not in CONTRACT]),
+            ]
+        ),
+        "conformance-kit.md": "\n".join(
+            [
+                "# The conformance kit\n",
+                NOTE,
+                prose(inspect.getdoc(kit) or ""),
+                *members(kit, [name for name in kit.__all__ if name != "CHECKS"]),
+                "## The checks\n",
+                "Each is the test method `test_` and its name of `BackendConformance`.\n",
+                "\n".join(["| check | rule |", "|---|---|", *(f"| `{c.name}` | {c.rule} |" for c in CHECKS.values())]),
             ]
         ),
         "python.md": "\n".join(
@@ -104,8 +119,11 @@ def on_class(name: str, value: type) -> Iterator[str]:
     shown = signature(value) if is_dataclass(value) or "__init__" in vars(value) else ""
     yield f"## `{name}{shown}`\n"
     yield prose(inspect.getdoc(value) or "")
+    for attribute, annotation, text in attributes(value):
+        yield f"### `{name}.{attribute}: {annotation}`\n"
+        yield prose(text)
     for method, raw in vars(value).items():
-        if method.startswith("_"):
+        if method.startswith(("_", "test_")):
             continue
         function = raw.__func__ if isinstance(raw, (classmethod, staticmethod)) else raw
         if isinstance(function, property):
@@ -115,6 +133,20 @@ def on_class(name: str, value: type) -> Iterator[str]:
             kind = "async " if is_async(function) else ""
             yield f"### `{kind}{name}.{method}{signature(function)}`\n"
             yield prose(inspect.getdoc(function) or "")
+
+
+def attributes(value: type) -> Iterator[Tuple[str, str, str]]:
+    """Return name, type and text of the attributes of a class that have a text below them."""
+    if "__annotations__" not in vars(value):
+        return
+    source = textwrap.dedent(inspect.getsource(value))
+    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    for node, below in zip(body, body[1:]):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            annotation = ast.get_source_segment(source, node.annotation) or ""
+            yield node.target.id, annotation, inspect.cleandoc(str(below.value.value))
 
 
 def is_async(function: Any) -> bool:
