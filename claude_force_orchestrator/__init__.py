@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
     from ._answer import Answer, AnswerCodec
+    from ._context import MAX_CONTEXT_CHARACTERS, Context
     from ._errors import (
         AnswerError,
         AuthenticationError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         CallTimeoutError,
         ConfigError,
         ConnectionFailedError,
+        DeadlineExceededError,
         EmptyAnswerError,
         IncompleteAnswerError,
         InternalError,
@@ -38,17 +40,22 @@ if TYPE_CHECKING:
         SpendLimitError,
         UnknownAgentError,
     )
+    from ._events import OrchestratorEvents
+    from ._families import FamilyLimit, model_family
     from ._orchestrator import AgentTask, AsyncAgentOrchestrator, CacheMode
     from ._prices import Price, PriceList, Tariff
     from ._project import AgentEntry, Definition, Project
     from ._result import AgentResult, ExecutionMetadata, Totals
     from ._settings import DEFAULT_BASE_URL, DEFAULT_MODEL, Setting, Settings
+    from ._suspicion import SUSPICIONS
     from ._validation import MAX_TASK_CHARACTERS
 
 __all__ = [
     "DEFAULT_BASE_URL",
     "DEFAULT_MODEL",
+    "MAX_CONTEXT_CHARACTERS",
     "MAX_TASK_CHARACTERS",
+    "SUSPICIONS",
     "AgentEntry",
     "AgentResult",
     "AgentTask",
@@ -63,15 +70,19 @@ __all__ = [
     "CallTimeoutError",
     "ConfigError",
     "ConnectionFailedError",
+    "DeadlineExceededError",
+    "Context",
     "Definition",
     "EmptyAnswerError",
     "ExecutionMetadata",
+    "FamilyLimit",
     "IncompleteAnswerError",
     "InternalError",
     "InvalidAnswerError",
     "InvalidTaskError",
     "NotCachedError",
     "OrchestratorError",
+    "OrchestratorEvents",
     "OverloadedError",
     "PermissionDeniedError",
     "Price",
@@ -87,6 +98,7 @@ __all__ = [
     "Tariff",
     "Totals",
     "UnknownAgentError",
+    "model_family",
 ]
 
 # The modules that define the public names, the lightest first. They are imported when a name of theirs is
@@ -95,10 +107,14 @@ _MODULES = (
     "_errors",
     "_validation",
     "_result",
+    "_context",
+    "_suspicion",
     "_answer",
     "_prices",
     "_project",
     "_settings",
+    "_events",
+    "_families",
     "_orchestrator",
 )
 

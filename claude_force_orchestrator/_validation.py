@@ -14,6 +14,7 @@ __all__ = [
     "check_number",
     "check_task",
     "check_temperature",
+    "check_unicode",
     "check_whole",
     "is_agent_name",
     "kind_of",
@@ -43,12 +44,21 @@ def check_task(task: Any) -> None:
         raise InvalidTaskError(
             f"the task has {len(task):,} characters, the limit is {MAX_TASK_CHARACTERS:,}; shorten or split it"
         )
-    if not task.isascii():
+    check_unicode("the task", task)
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Accept text that UTF-8 can carry.
+
+    :param what: what the text is, for the message.
+    :raises InvalidTaskError: if it holds a lone surrogate.
+    """
+    if not text.isascii():
         try:
-            task.encode("utf-8")
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InvalidTaskError(
-                f"the task holds a lone surrogate at character {error.start}; decode its source correctly"
+                f"{what} holds a lone surrogate at character {error.start}; decode its source correctly"
             ) from None
 
 
