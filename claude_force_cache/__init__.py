@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._backend import Backend, Clock, Entry, EntryInfo, SyncBackend, Usage
 from ._blocking import BlockingCache
-from ._cache import Cache, CacheSettings
+from ._cache import Cache
 from ._capabilities import Capabilities
 from ._codecs import BytesCodec, Codec, JSONCodec
 from ._errors import (
@@ -31,7 +31,7 @@ from ._keys import Digest, KeyPart, digest
 from ._open import CORE_OPTIONS, open_cache, resolve_source
 from ._plugins import API_VERSION, GROUP, BackendInfo, BackendPlugin, hookimpl, list_backends, load_backend
 from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
-from ._settings import BackendSettings, BackendURL, Option, parse_boolean, parse_duration, parse_size
+from ._settings import BackendSettings, BackendURL, CacheSettings, Option, parse_boolean, parse_duration, parse_size
 
 __all__ = [
     "API_VERSION",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import random
 import time
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from itertools import count
 from types import TracebackType
 from typing import (
     Any,
@@ -19,8 +19,10 @@ from typing import (
     Callable,
     Dict,
     Generic,
+    Iterable,
     List,
     Mapping,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -29,41 +31,34 @@ from typing import (
     Union,
 )
 
-from ._backend import Backend, Clock, Entry, EntryInfo, Usage
+from ._backend import Backend, Clock, EntryInfo, Usage
 from ._capabilities import Capabilities
 from ._codecs import Codec
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError, InvalidValueError
 from ._events import Events
 from ._flight import Flight, SingleFlight
 from ._guard import Guard
-from ._keys import KeyPart, encode_key
+from ._keys import KeyPart
 from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
-from ._sealing import AES, HMAC, MAX_LENGTH, CorruptEntryError, Opened, Sealer, declared_length, key_id_of
-from ._secrets import Secrets, derive_keys
+from ._sealing import Life
+from ._secrets import Secrets
+from ._settings import CacheSettings
+from ._tags import Epochs, check_tags
 from ._threads import Workers
 from ._tier import Tier
+from ._vault import OFFLOAD_FROM, Vault
 
-__all__ = ["Cache", "CacheSettings"]
+__all__ = ["Cache"]
 
 V = TypeVar("V")
 T = TypeVar("T")
 
 _logger = logging.getLogger("claude_force_cache")
 
-_STORE_FACTOR = 4
-"""How many times the budget of a look-up a store may cost: it writes, and what it saves was paid for."""
-
-_OFFLOAD_FROM = 1 << 17
-"""Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
-
 _LONGEST_LIFE = 1000 * 365 * 86400.0
 """Seconds beyond which a ``ttl`` is no longer taken at its word: a thousand years, so that dates stay dates."""
 
 _SCAN_BATCH = 64
-
-
-def _effort(entry: Entry) -> int:
-    return max(len(entry.value), declared_length(entry.value))
 
 
 class _Default:
@@ -74,46 +69,77 @@ class _Default:
 
 
 _DEFAULT = _Default()
+_numbers = count()
 TTL = Union[None, float, _Default]
 
 _Landed = Tuple[CacheEntry[V], Optional[bytes]]
 """What a flight brings: the entry, and where several wait for a value that can be changed, its encoding."""
 
 
-@dataclass(frozen=True)
-class CacheSettings:
-    """The settings that every cache has, whatever its backend; see :data:`CORE_OPTIONS` for their meaning."""
+class _Demand(NamedTuple):
+    """What one caller asks of a stored value; see :meth:`Cache.fetch`."""
 
-    namespace: str
-    tenant: str
-    max_bytes: Optional[int]
-    ttl: Optional[float]
-    ttl_jitter: float
-    encrypt: bool
-    compress: bool
-    tier_bytes: int
-    tier_ttl: float
-    timeout: float
+    max_age: Optional[float] = None
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    stale_if: Optional[Callable[[Exception], bool]] = None
+    usable_if: Optional[Callable[[Any], bool]] = None
+
+    def overdue(self, created_at: float, expires_at: Optional[float], now: float) -> float:
+        """Return for how many seconds a value is no longer fresh enough; below 0 while it is."""
+        late = float("-inf") if expires_at is None else now - expires_at
+        return late if self.max_age is None else max(late, now - created_at - self.max_age)
+
+    def usable(self, value: Any) -> bool:
+        return self.usable_if is None or self.usable_if(value)
 
 
-class _Ring:
-    """What one secret does for a cache: it names and seals entries."""
+_ANY = _Demand()
 
-    def __init__(self, secret: bytes, settings: CacheSettings, schema: str) -> None:
-        algorithm = AES if settings.encrypt else HMAC
-        keys = derive_keys(secret, algorithm=algorithm, namespace=settings.namespace, tenant=settings.tenant)
-        self._lookup = keys.lookup
-        self.sealer = Sealer(
-            keys,
-            algorithm=algorithm,
-            namespace=settings.namespace,
-            tenant=settings.tenant,
-            schema=schema,
-            compress=settings.compress,
-        )
 
-    def key(self, encoded: bytes) -> str:
-        return hmac.digest(self._lookup, encoded, "sha256").hex()
+class _Bond(NamedTuple):
+    """The tags of a value; their epochs and the number of invalidations here, from before it was made."""
+
+    tags: Tuple[str, ...]
+    epochs: Epochs
+    invalidations: int
+
+
+def _demand(
+    max_age: Optional[float],
+    stale_while_revalidate: float = 0.0,
+    stale_if_error: float = 0.0,
+    stale_if: Optional[Callable[[Exception], bool]] = None,
+    usable_if: Optional[Callable[[Any], bool]] = None,
+) -> _Demand:
+    for name, seconds in (
+        ("max_age", max_age),
+        ("stale_while_revalidate", stale_while_revalidate),
+        ("stale_if_error", stale_if_error),
+    ):
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"{name} is {seconds!r}: expected a number of seconds, not below zero")
+    return _Demand(max_age, stale_while_revalidate, stale_if_error, stale_if, usable_if)
+
+
+class _Work(Generic[V]):
+    """How one caller makes a value, and how it is to be stored."""
+
+    __slots__ = ("compute", "keep", "life", "store_if", "tags")
+
+    def __init__(
+        self,
+        compute: Callable[[], Awaitable[V]],
+        life: Optional[float],
+        keep: float,
+        tags: Tuple[str, ...],
+        store_if: Optional[Callable[[V], bool]],
+    ) -> None:
+        self.compute = compute
+        self.life = life
+        self.keep = keep
+        self.tags = tags
+        self.store_if = store_if
 
 
 class Cache(Generic[V]):
@@ -152,11 +178,20 @@ class Cache(Generic[V]):
         self._secrets = secrets
         self._clock = clock
         self._alone = not backend.capabilities.shared_between_processes
-        self._rings: List[_Ring] = []
         self._tier = Tier(settings.tier_bytes, settings.tier_ttl) if settings.tier_bytes else None
         self._flight: SingleFlight[_Landed[V]] = SingleFlight()
         self._guard = Guard(url, self._probe, self._outage_changed)
         self._workers = Workers(2, "core")
+        self._vault: Vault[V] = Vault(
+            backend,
+            codec,
+            settings,
+            call=self._guarded,
+            workers=self._workers,
+            forget=self._forget,
+            discarded=self._discarded,
+        )
+        self._invalidations = 0
         self._events = Events(url)
         self._counts: Dict[str, int] = dict.fromkeys((field.name for field in fields(CacheStats)), 0)
         self._warned_of_corruption = False
@@ -225,7 +260,7 @@ class Cache(Generic[V]):
             self._secrets = await self._workers.run(
                 lambda: Secrets.for_store(self._backend.capabilities, os.environ, backend=self.name)
             )
-        self._rings = [_Ring(secret, self.settings, self._codec.schema) for secret in self._secrets.values]
+        self._vault.unlock(self._secrets)
         try:
             await self._backend.open()
             self._backend_open = True
@@ -265,33 +300,49 @@ class Cache(Generic[V]):
         entry = await self.get_entry(key)
         return MISSING if entry is None else entry.value
 
-    async def get_entry(self, key: KeyPart) -> Optional[CacheEntry[V]]:
+    async def get_entry(
+        self,
+        key: KeyPart,
+        *,
+        max_age: Optional[float] = None,
+        usable_if: Optional[Callable[[V], bool]] = None,
+    ) -> Optional[CacheEntry[V]]:
         """Return the same as :meth:`get` with its age and life, or None for a miss.
 
+        :param max_age: an entry that is this many seconds old, or older, is a miss.
+        :param usable_if: asked with the value; False means that it is a miss for this caller.
         :raises InvalidKeyError: if the key cannot be encoded.
+        :raises ValueError: if ``max_age`` is below zero.
         """
         if not self._opened:
             await self.open()
-        names = self._names(key)
-        entry = self._from_tier(names) or await self._from_backend(names)
+        demand = _ANY if max_age is None and usable_if is None else _demand(max_age, usable_if=usable_if)
+        names = self._vault.names(key)
+        entry = self._from_tier(names, demand)
+        if entry is None:
+            entry, _ = await self._read(names, (), demand)
+            if entry is not None and entry.stale:
+                entry = None
         self._count("misses" if entry is None else "hits")
-        if entry is None and self._events:
-            self._events.emit("miss", key=names[0])
+        if self._events:
+            self._tell(entry, names[0])
         return entry
 
-    async def set(self, key: KeyPart, value: V, *, ttl: TTL = _DEFAULT) -> bool:
+    async def set(self, key: KeyPart, value: V, *, ttl: TTL = _DEFAULT, tags: Iterable[str] = ()) -> bool:
         """Store ``value`` for ``ttl`` seconds; without the argument for the cache's own, with None for ever.
 
+        :param tags: see :meth:`invalidate`.
         :returns: False if the store is not available; the value is then kept in the in-process tier only.
         :raises EntryTooLargeError: if it does not fit; an older value under the key is gone, others stay.
         :raises InvalidValueError: if the codec cannot encode it, or it is above 256 MiB.
-        :raises InvalidKeyError: if the key cannot be encoded.
+        :raises InvalidKeyError: if the key or a tag cannot be used.
         :raises ValueError: if ``ttl`` is not above zero.
         """
         if not self._opened:
             await self.open()
-        life = self._life(ttl)
-        return await self._store(self._names(key), value, self._clock(), life)
+        life = self._lasting(self._clock(), self._life(ttl), 0.0)
+        bond = _Bond(check_tags(tags) if tags else (), {}, self._invalidations)
+        return await self._store(self._vault.names(key), value, life, bond)
 
     async def get_or_compute(
         self,
@@ -310,7 +361,13 @@ class Cache(Generic[V]):
         compute: Callable[[], Awaitable[V]],
         *,
         ttl: TTL = _DEFAULT,
+        max_age: Optional[float] = None,
+        stale_while_revalidate: float = 0.0,
+        stale_if_error: float = 0.0,
+        stale_if: Optional[Callable[[Exception], bool]] = None,
+        tags: Iterable[str] = (),
         store_if: Optional[Callable[[V], bool]] = None,
+        usable_if: Optional[Callable[[V], bool]] = None,
         refresh: bool = False,
     ) -> CacheEntry[V]:
         """Return the stored entry, or compute it once for everybody in this event loop who asks meanwhile.
@@ -321,48 +378,175 @@ class Cache(Generic[V]):
 
         A value that cannot be stored is returned all the same.
 
-        :param store_if: asked with the value; False means that it is returned but not stored.
+        :param ttl: the seconds that a new value is fresh, as for :meth:`set`.
+        :param max_age: a stored value of this age in seconds is no longer fresh for this caller.
+        :param stale_while_revalidate: for so many seconds after its freshness a stored value is still returned
+            at once, marked :attr:`CacheEntry.stale`, while a new one is computed in the background, once.
+            :meth:`close` waits for that. New values are kept in the store for as much longer.
+        :param stale_if_error: for so many seconds after its freshness a stored value is returned, marked as
+            stale, when ``compute`` fails. New values are kept for as much longer.
+        :param stale_if: asked with the exception; False means that it is raised all the same.
+        :param tags: what a new value can be invalidated by, see :meth:`invalidate`.
+        :param store_if: asked with a new value; False means that it is returned but not stored.
+        :param usable_if: asked with a value that somebody else made; False means that this caller needs its own.
         :param refresh: do not look, compute and store.
-        :raises InvalidKeyError: if the key cannot be encoded.
-        :raises ValueError: if ``ttl`` is not above zero.
+        :raises InvalidKeyError: if the key or a tag cannot be used.
+        :raises ValueError: if ``ttl`` is not above zero, or another number of seconds is below it.
         :raises Exception: what ``compute`` raises.
         """
         if not self._opened:
             await self.open()
-        names = self._names(key)
-        life = self._life(ttl)
-        entry = None if refresh else self._from_tier(names)
+        demand = _ANY
+        if max_age is not None or usable_if is not None or stale_while_revalidate or stale_if_error:
+            demand = _demand(max_age, stale_while_revalidate, stale_if_error, stale_if, usable_if)
+        names = self._vault.names(key)
+        work = _Work(
+            compute,
+            self._life(ttl),
+            max(stale_while_revalidate, stale_if_error),
+            check_tags(tags) if tags else (),
+            store_if,
+        )
+        entry = None if refresh else self._from_tier(names, demand)
         if entry is None and not refresh and self._alone:
             # Nothing is waited for in between, so no other caller can slip in.
-            entry = await self._from_backend(names)
-        if entry is not None:
-            self._count("hits")
-            return entry
-
-        async def work(flight: Flight[_Landed[V]]) -> _Landed[V]:
-            entry = None if refresh else await self._from_backend(names)
-            if entry is None:
-                value = await compute()
-                flight.commit()
-                now = self._clock()
-                stored = store_if is None or store_if(value)
-                if stored:
-                    try:
-                        await self._store(names, value, now, life)
-                    except (EntryTooLargeError, InvalidValueError, BackendClosedError) as error:
-                        _logger.warning("cache %s did not take an answer: %s", self.url, error)
-                expires_at = now + life if stored and life is not None else None
-                entry = CacheEntry(value, names[0], now, expires_at, 0.0, cached=False)
-            return entry, self._shared(entry.value) if flight.depart() > 1 else None
-
-        # A refresh shares its flight with other refreshes only: a reader may take what is stored.
-        (entry, shared), led = await self._flight.run(f"refresh {names[0]}" if refresh else names[0], work)
-        if not led:
-            entry = replace(entry, value=entry.value if shared is None else self._codec.decode(shared), cached=True)
+            entry, _ = await self._read(names, work.tags, demand)
+            if entry is not None and entry.stale:
+                entry = None  # what to do with it is decided in the flight
+        if entry is None:
+            entry = await self._fly(names, work, demand, refresh)
         self._count("hits" if entry.cached else "misses")
-        if not entry.cached and self._events:
-            self._events.emit("miss", key=names[0])
+        if entry.stale:
+            self._count("stale")
+        if self._events:
+            self._tell(entry if entry.cached else None, entry.key)
         return entry
+
+    async def _fly(self, names: Sequence[str], work: _Work[V], demand: _Demand, refresh: bool) -> CacheEntry[V]:
+        """Return the entry that a flight brings, this caller's own or one that it may join."""
+        if not refresh:
+            found = await self._join(names[0], names, work, demand, looks=True)
+            if found is not None:
+                return found
+        # A refresh shares its flight with other refreshes only: a reader may take what is stored.
+        found = await self._join(f"refresh {names[0]}", names, work, demand, looks=False)
+        while found is None:
+            found = await self._join(f"only {names[0]} {next(_numbers)}", names, work, demand, looks=False)
+        return found
+
+    async def _join(
+        self, flight: str, names: Sequence[str], work: _Work[V], demand: _Demand, *, looks: bool
+    ) -> Optional[CacheEntry[V]]:
+        """Return what the flight brings, or None if it was another caller's and is not what this one needs."""
+        (entry, shared), led = await self._flight.run(
+            flight, lambda own: self._work(own, names, work, demand, looks=looks)
+        )
+        if led:
+            return entry
+        value = entry.value if shared is None else self._codec.decode(shared)
+        if not demand.usable(value):
+            return None
+        if entry.cached:
+            late = demand.overdue(entry.created_at, entry.expires_at, self._clock())
+            if late >= (max(0.0, demand.stale_while_revalidate) if looks else demand.stale_if_error):
+                return None
+        return replace(entry, value=value, cached=True)
+
+    async def _work(
+        self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand, *, looks: bool
+    ) -> _Landed[V]:
+        """Do what a flight is for: look, and if nothing serves, compute and store."""
+        invalidations = self._invalidations
+        entry, epochs = await self._read(names, work.tags, demand) if looks else (None, {})
+        if entry is not None and self._serves(entry, demand):
+            if entry.stale:
+                again = demand._replace(stale_if_error=0.0)
+                self._flight.start(
+                    f"refresh {names[0]}", lambda other: self._work(other, names, work, again, looks=False)
+                )
+        else:
+            if work.tags:
+                # Before the value is made: what is invalidated from now on does not hold what comes of it.
+                try:
+                    epochs = await self._vault.ensure_epochs(work.tags, epochs)
+                except (BackendUnavailableError, EntryTooLargeError):
+                    epochs = {}  # the store tries once more
+            try:
+                value = await work.compute()
+            except Exception as error:
+                entry = await self._after_error(entry, names, demand, error)
+                if entry is None:
+                    raise
+            else:
+                flight.commit()
+                entry = await self._keep_new(names, value, work, _Bond(work.tags, epochs, invalidations))
+        return entry, self._shared(entry.value) if flight.depart() > 1 else None
+
+    async def _after_error(
+        self, entry: Optional[CacheEntry[V]], names: Sequence[str], demand: _Demand, error: Exception
+    ) -> Optional[CacheEntry[V]]:
+        """Return the old entry that stands in for a value that could not be made, if there may be one."""
+        if not demand.stale_if_error or (demand.stale_if is not None and not demand.stale_if(error)):
+            return None
+        if entry is None:
+            entry, _ = await self._read(names, (), demand)
+        if entry is None:
+            return None
+        late = demand.overdue(entry.created_at, entry.expires_at, self._clock())
+        return replace(entry, stale=True) if late < demand.stale_if_error else None
+
+    async def _keep_new(self, names: Sequence[str], value: V, work: _Work[V], bond: _Bond) -> CacheEntry[V]:
+        """Return the entry of a value that was just made, stored if that is possible."""
+        now = self._clock()
+        stored = work.store_if is None or work.store_if(value)
+        if stored:
+            life = self._lasting(now, work.life, work.keep)
+            try:
+                await self._store(names, value, life, bond)
+            except (EntryTooLargeError, InvalidValueError, BackendClosedError) as error:
+                _logger.warning("cache %s did not take an answer: %s", self.url, error)
+        expires_at = now + work.life if stored and work.life is not None else None
+        return CacheEntry(value, names[0], now, expires_at, 0.0, cached=False, tags=work.tags if stored else ())
+
+    def _serves(self, entry: CacheEntry[V], demand: _Demand) -> bool:
+        """Return whether a caller may have a stored entry at once."""
+        if not entry.stale:
+            return True
+        return demand.overdue(entry.created_at, entry.expires_at, self._clock()) < demand.stale_while_revalidate
+
+    async def invalidate(self, *tags: str) -> int:
+        """Make every entry that was stored with one of the tags a miss, in this process and in all others.
+
+        One deletion for each tag, however many entries have it. They stay in the store, and in its account,
+        until they expire, are replaced or make room. Another process's in-process tier follows within its
+        ``tier_ttl``. Values that are being computed now count as made before.
+
+        :returns: how many of the tags were in use.
+        :raises InvalidKeyError: if a tag cannot be used.
+        :raises ValueError: if there is none.
+        :raises BackendUnavailableError: if the store is not available; a part of the tags may be done.
+        """
+        checked = check_tags(tags)
+        if not checked:
+            raise ValueError("invalidate needs at least one tag; clear deletes everything")
+        await self.open()
+        try:
+            ended = await self._vault.end_epochs(checked)
+        finally:
+            self._invalidations += 1
+            if self._tier is not None:
+                self._tier.clear()
+        if self._events:
+            self._events.emit("invalidate", tags=checked)
+        return ended
+
+    async def stored_key(self, key: KeyPart) -> str:
+        """Return what ``key`` is stored under: 64 hex digits, a digest that only the owner of the secret can make.
+
+        :raises InvalidKeyError: if the key cannot be encoded.
+        """
+        await self.open()
+        return self._vault.names(key)[0]
 
     async def delete(self, key: KeyPart) -> bool:
         """Delete what is stored for ``key``, under every secret.
@@ -372,7 +556,7 @@ class Cache(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         await self.open()
-        deleted = [await self.delete_stored(name) for name in self._names(key)]
+        deleted = [await self.delete_stored(name) for name in self._vault.names(key)]
         return any(deleted)
 
     async def delete_stored(self, key: str) -> bool:
@@ -383,10 +567,9 @@ class Cache(Generic[V]):
         """
         await self.open()
         try:
-            return await self._guarded(lambda: self._backend.delete(key), _STORE_FACTOR)
+            return await self._vault.delete(key)
         finally:
-            if self._tier is not None:
-                self._tier.discard(key)
+            self._forget(key)
 
     async def clear(self) -> int:
         """Delete every entry of this namespace, also those of other tenants and secrets; nothing else.
@@ -440,10 +623,10 @@ class Cache(Generic[V]):
         async for info in self._backend.scan():
             batch.append(info)
             if len(batch) == _SCAN_BATCH:
-                for stored, _ in await self._read_stored(batch):
+                for stored, _ in await self._vault.look_over(batch, self._clock()):
                     yield stored
                 batch = []
-        for stored, _ in await self._read_stored(batch):
+        for stored, _ in await self._vault.look_over(batch, self._clock()):
             yield stored
 
     async def get_stored(self, key: str) -> Optional[StoredEntry[V]]:
@@ -453,7 +636,7 @@ class Cache(Generic[V]):
         """
         await self.open()
         await self._ensure_backend()
-        for stored, _ in await self._read_stored([EntryInfo(key, 0, None)]):
+        for stored, _ in await self._vault.look_over([EntryInfo(key, 0, None)], self._clock()):
             return stored
         return None
 
@@ -483,22 +666,17 @@ class Cache(Generic[V]):
         infos = [info async for info in self._backend.scan()]
         for start in range(0, len(infos), _SCAN_BATCH):
             batch = infos[start : start + _SCAN_BATCH]
-            for stored, entry in await self._read_stored(batch):
+            for stored, entry in await self._vault.look_over(batch, self._clock()):
                 if stored.state == "foreign":
                     foreign.append(stored.key)
                 elif stored.state == "corrupt":
                     corrupt.append(stored.key)
-                    if repair and await self._discard(stored.key, entry, "found by verify"):
+                    if repair and await self._vault.discard(stored.key, entry, "found by verify"):
                         repaired += 1
                         continue
                 entries += 1
                 size += stored.size
         return VerifyReport(entries, size, await self._backend.usage(), tuple(corrupt), tuple(foreign), repaired)
-
-    def _names(self, key: KeyPart) -> List[str]:
-        """Return what ``key`` is stored under: one name for each secret, the current one first."""
-        encoded = encode_key(key)
-        return [ring.key(encoded) for ring in self._rings]
 
     def _life(self, ttl: TTL) -> Optional[float]:
         life = self.settings.ttl if isinstance(ttl, _Default) else ttl
@@ -510,7 +688,15 @@ class Cache(Generic[V]):
             life *= 1 - self.settings.ttl_jitter * random.random()  # noqa: S311 - spreads load, guards nothing
         return longest if life is None or (longest is not None and life > longest) else life
 
-    def _from_tier(self, names: Sequence[str]) -> Optional[CacheEntry[V]]:
+    def _lasting(self, now: float, life: Optional[float], keep: float) -> Life:
+        """Return the dates of a value that is fresh for ``life`` seconds and kept ``keep`` seconds longer."""
+        if life is None:
+            return Life(now, None, None)
+        longest = self._backend.capabilities.max_ttl
+        kept = life + keep if longest is None else min(life + keep, longest)
+        return Life(now, now + life, now + kept)
+
+    def _from_tier(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
         if self._tier is None:
             return None
         now = self._clock()
@@ -520,12 +706,12 @@ class Cache(Generic[V]):
                 break
         else:
             return None
-        self._counts["tier_hits"] += 1
         age = max(0.0, now - found.created_at)
-        if self._events:
-            self._events.emit("hit", key=name, age=age, tier=True)
         value = found.value if self._codec.immutable else self._codec.decode(found.value)
-        return CacheEntry(value, name, found.created_at, found.expires_at, age, cached=True)
+        if demand is not _ANY and ((demand.max_age is not None and age >= demand.max_age) or not demand.usable(value)):
+            return None
+        self._counts["tier_hits"] += 1
+        return CacheEntry(value, name, found.created_at, found.expires_at, age, cached=True, tier=True)
 
     def _shared(self, value: V) -> Optional[bytes]:
         """Return what each caller but one decodes to have a value of its own; None where all may have the same."""
@@ -536,102 +722,83 @@ class Cache(Generic[V]):
         except InvalidValueError:
             return None  # it is not stored either, and there is no other way to copy it
 
-    def _keep(
-        self,
-        name: str,
-        value: V,
-        data: bytes,
-        *,
-        created_at: float,
-        expires_at: Optional[float],
-        now: float,
-        read: Optional[int] = None,
-    ) -> None:
+    def _keep(self, name: str, value: V, data: bytes, life: Life, *, now: float, read: Optional[int] = None) -> None:
         """Put a value into the tier: itself if it cannot be changed, else its encoding, if that is decoded quickly."""
         if self._tier is None:
             return
-        if self._codec.immutable or len(data) < _OFFLOAD_FROM:
-            kept = value if self._codec.immutable else data
+        if self._codec.immutable or len(data) < OFFLOAD_FROM:
             self._tier.put(
-                name, kept, length=len(data), created_at=created_at, expires_at=expires_at, now=now, read=read
+                name,
+                value if self._codec.immutable else data,
+                length=len(data),
+                created_at=life.created_at,
+                expires_at=life.expires_at,
+                now=now,
+                read=read,
             )
         else:
             self._tier.discard(name)
 
-    async def _from_backend(self, names: Sequence[str]) -> Optional[CacheEntry[V]]:
+    async def _read(
+        self, names: Sequence[str], tags: Sequence[str], demand: _Demand
+    ) -> Tuple[Optional[CacheEntry[V]], Epochs]:
+        """Return what the store has and the caller can use, fresh or marked as stale, and the epochs of the tags."""
         read = None if self._tier is None else self._tier.generation
         try:
-            if len(names) == 1:
-                one = await self._guarded(lambda: self._backend.get(names[0]))
-                found = {} if one is None else {names[0]: one}
-            else:
-                found = await self._guarded(lambda: self._backend.get_many(names))
-            for ring, name in zip(self._rings, names):
-                entry = found.get(name)
-                hit = None if entry is None else await self._open_entry(ring, name, entry, read)
-                if hit is not None:
-                    return hit
+            found, epochs = await self._vault.find(names, tags, self._clock)
         except BackendUnavailableError:
             self._counts["errors"] += 1
-        return None
-
-    async def _open_entry(self, ring: _Ring, name: str, entry: Entry, read: Optional[int]) -> Optional[CacheEntry[V]]:
-        try:
-            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
-        except CorruptEntryError as error:
-            await self._discard(name, entry, str(error))
-            return None
+            return None, {}
+        if found is None or not demand.usable(found.value):
+            return None, epochs
         now = self._clock()
-        if opened.expires_at is not None and now >= opened.expires_at:
-            return None
-        age = max(0.0, now - opened.created_at)
-        self._keep(
-            name, value, opened.value, created_at=opened.created_at, expires_at=opened.expires_at, now=now, read=read
+        age = max(0.0, now - found.created_at)
+        if found.expires_at is None or now < found.expires_at:
+            life = Life(found.created_at, found.expires_at, None)
+            self._keep(found.name, found.value, found.data, life, now=now, read=read)
+        stale = demand.overdue(found.created_at, found.expires_at, now) >= 0
+        entry = CacheEntry(
+            found.value, found.name, found.created_at, found.expires_at, age, cached=True, stale=stale, tags=found.tags
         )
-        if self._events:
-            self._events.emit("hit", key=name, age=age, tier=False)
-        return CacheEntry(value, name, opened.created_at, opened.expires_at, age, cached=True)
+        return entry, epochs
 
-    def _decode(self, ring: _Ring, name: str, sealed: bytes) -> Tuple[Opened, V]:
-        opened = ring.sealer.open(name, sealed)
-        try:
-            return opened, self._codec.decode(opened.value)
-        except ValueError:
-            raise CorruptEntryError(f"not in the encoding {self._codec.schema!r}") from None
-
-    async def _discard(self, name: str, entry: Entry, reason: str) -> bool:
-        """Delete an entry that is of no use, but only the version that was seen; every cause ends here."""
+    def _forget(self, name: str) -> None:
         if self._tier is not None:
             self._tier.discard(name)
-        try:
-            deleted = await self._guarded(lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR)
-        except BackendUnavailableError:
-            self._counts["errors"] += 1
-            return False
-        if deleted:
-            self._counts["corrupt"] += 1
-            level = logging.DEBUG if self._warned_of_corruption else logging.WARNING
-            self._warned_of_corruption = True
-            _logger.log(level, "cache %s had a corrupt entry, which was discarded: %s (%s)", self.url, name, reason)
-            self._events.emit("corrupt", key=name, reason=reason)
-        return deleted
 
-    async def _store(self, names: Sequence[str], value: V, now: float, life: Optional[float]) -> bool:
+    def _discarded(self, name: str, reason: str) -> None:
+        self._counts["corrupt"] += 1
+        level = logging.DEBUG if self._warned_of_corruption else logging.WARNING
+        self._warned_of_corruption = True
+        _logger.log(level, "cache %s had a corrupt entry, which was discarded: %s (%s)", self.url, name, reason)
+        self._events.emit("corrupt", key=name, reason=reason)
+
+    def _tell(self, entry: Optional[CacheEntry[V]], name: str) -> None:
+        if entry is None:
+            self._events.emit("miss", key=name)
+        else:
+            self._events.emit("hit", key=entry.key, age=entry.age, tier=entry.tier, stale=entry.stale)
+
+    async def _store(
+        self,
+        names: Sequence[str],
+        value: V,
+        life: Life,
+        bond: _Bond,
+    ) -> bool:
+        """Store a value under its current name."""
         name = names[0]
         data = self._codec.encode(value)
-        if len(data) > MAX_LENGTH:
-            raise InvalidValueError(f"a value of {len(data)} bytes is above {MAX_LENGTH}, the most that a cache stores")
-        expires_at = None if life is None else now + life
         try:
-            sealed = await self._offload(
-                len(data), lambda: self._rings[0].sealer.seal(name, data, created_at=now, expires_at=expires_at)
-            )
-            self._keep(name, value, data, created_at=now, expires_at=expires_at, now=now)
-            evicted = await self._guarded(lambda: self._replace(names, sealed, life), _STORE_FACTOR)
-        except EntryTooLargeError:
+            if bond.invalidations == self._invalidations or not bond.tags:
+                self._keep(name, value, data, life, now=life.created_at)
+            epochs = await self._vault.ensure_epochs(bond.tags, bond.epochs) if bond.tags else {}
+            sealed = await self._vault.seal(name, data, life, epochs)
+            ttl = None if life.kept_until is None else life.kept_until - life.created_at
+            evicted = await self._vault.store(names, sealed, ttl)
+        except (EntryTooLargeError, InvalidValueError):
+            self._forget(name)
             self._counts["refused"] += 1
-            if self._tier is not None:
-                self._tier.discard(name)
             raise
         except BackendUnavailableError:
             self._counts["errors"] += 1
@@ -648,46 +815,6 @@ class Cache(Generic[V]):
             if evicted:
                 self._events.emit("evict", count=evicted)
         return True
-
-    async def _replace(self, names: Sequence[str], sealed: bytes, life: Optional[float]) -> int:
-        """Store under the current secret's name; what older secrets have for the key is out of date."""
-        evicted, refused = 0, None
-        try:
-            evicted = await self._backend.set(names[0], sealed, ttl=life)
-        except EntryTooLargeError as error:
-            refused = error
-        for name in names[1:]:
-            await self._backend.delete(name)
-        if refused is not None:
-            raise refused
-        return evicted
-
-    async def _read_stored(self, infos: Sequence[EntryInfo]) -> List[Tuple[StoredEntry[V], Entry]]:
-        """Return the entries that are still there, opened, with what was read of each."""
-        found = await self._backend.get_many([info.key for info in infos])
-        return [
-            (await self._offload(_effort(entry), lambda: self._judge(info.key, entry)), entry)  # noqa: B023 - awaited here
-            for info in infos
-            for entry in [found.get(info.key)]
-            if entry is not None
-        ]
-
-    def _judge(self, name: str, entry: Entry) -> StoredEntry[V]:
-        size = len(name) + len(entry.value)
-        if "." in name:
-            return StoredEntry(name, size, "other")
-        key_id = key_id_of(entry.value)
-        ring = next((ring for ring in self._rings if ring.sealer.key_id == key_id), None)
-        if ring is None:
-            return StoredEntry(name, size, "corrupt" if key_id is None else "foreign")
-        try:
-            opened, value = self._decode(ring, name, entry.value)
-        except CorruptEntryError:
-            return StoredEntry(name, size, "corrupt")
-        return StoredEntry(name, size, "ok", opened.created_at, opened.expires_at, value)
-
-    async def _offload(self, size: int, work: Callable[[], T]) -> T:
-        return work() if size < _OFFLOAD_FROM else await self._workers.run(work)
 
     async def _guarded(self, verb: Callable[[], Awaitable[T]], factor: int = 1) -> T:
         if self._alone:

@@ -115,6 +115,14 @@ class SingleFlight(Generic[T]):
                     raise
             retried = True
 
+    def start(self, key: str, work: Callable[[Flight[T]], Awaitable[T]]) -> None:
+        """Begin ``work`` for ``key`` without waiting for it, unless it is under way. It is done to its end."""
+        flights = self._loops.setdefault(asyncio.get_running_loop(), {})
+        flight = flights.get(key)
+        if flight is None:
+            flight = Flight(key, flights, work)
+        flight.commit()
+
     async def settle(self) -> None:
         """Wait until the work that is under way in this event loop is done."""
         tasks = [flight.task for flight in self._loops.get(asyncio.get_running_loop(), {}).values()]

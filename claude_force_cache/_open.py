@@ -7,7 +7,7 @@ import re
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, TypeVar, Union, overload
 
 from ._backend import Backend, Clock, SyncBackend
-from ._cache import Cache, CacheSettings
+from ._cache import Cache
 from ._capabilities import Capabilities
 from ._codecs import Codec, JSONCodec
 from ._errors import IncompatibleBackendError, InvalidOptionError, InvalidURLError
@@ -16,6 +16,7 @@ from ._secrets import Secrets
 from ._settings import (
     BackendSettings,
     BackendURL,
+    CacheSettings,
     Option,
     convert_options,
     parse_boolean,

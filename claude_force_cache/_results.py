@@ -33,7 +33,11 @@ MISSING = Missing.MISSING
 class CacheEntry(Generic[V]):
     """A value with its history. Times are seconds since the epoch, ``age`` is in seconds.
 
+    :param expires_at: when the value stops, or stopped, to be fresh; None for never.
     :param cached: False only for the one caller whose ``compute`` made the value just now.
+    :param stale: whether it is no longer fresh: a new one is on its way, or could not be made.
+    :param tier: whether it came out of the in-process tier.
+    :param tags: what it can be invalidated by; empty if it came out of the tier, which does not know.
     """
 
     value: V
@@ -42,6 +46,9 @@ class CacheEntry(Generic[V]):
     expires_at: Optional[float]
     age: float
     cached: bool
+    stale: bool = False
+    tier: bool = False
+    tags: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class StoredEntry(Generic[V]):
 
     :param key: the stored key.
     :param size: what the account has for it, in bytes.
-    :param state: ``ok``; ``corrupt``; ``foreign``, sealed with a secret that this cache does not have; or
-        ``other``, something that is no answer, such as a lease.
-    :param created_at: seconds since the epoch, None unless ``ok``.
-    :param expires_at: seconds since the epoch, None unless ``ok``, and for an entry that does not expire.
-    :param value: None unless ``ok``.
+    :param state: ``ok``; ``stale``, kept beyond its freshness; ``invalidated``, by one of its tags; ``corrupt``;
+        ``foreign``, sealed with a secret that this cache does not have; or ``other``, something that is no
+        answer, such as the record of a tag.
+    :param created_at: seconds since the epoch, None where the entry could not be opened.
+    :param expires_at: the end of its freshness in seconds since the epoch, or None, also for never.
+    :param value: None where the entry could not be opened.
+    :param tags: what it can be invalidated by.
     """
 
     key: str
@@ -63,6 +72,7 @@ class StoredEntry(Generic[V]):
     created_at: Optional[float] = None
     expires_at: Optional[float] = None
     value: Optional[V] = None
+    tags: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class CacheStats:
 
     :param hits: look-ups that found a usable entry, also those answered by a flight that was under way.
     :param misses: look-ups that did not.
+    :param stale: the part of ``hits`` that was past its freshness.
     :param tier_hits: the part of ``hits`` that the in-process tier answered.
     :param stores: entries stored.
     :param evictions: live entries that had to go to make room for those.
@@ -81,6 +92,7 @@ class CacheStats:
 
     hits: int = 0
     misses: int = 0
+    stale: int = 0
     tier_hits: int = 0
     stores: int = 0
     evictions: int = 0

@@ -2,11 +2,14 @@
 
 A sealed entry is::
 
-    format 2 | coding 1 | key id 8 | created 8 | expires 8 | length 4 | nonce 12 | payload | tag 32 or 16
+    format 2 | coding 1 | key id 8 | created 8 | expires 8 | kept 8 | length 4 | labels 2 | nonce 12 | payload
+    | tag 32 or 16
 
-Numbers are big-endian; times are milliseconds since the epoch, 0 for "never expires"; length is that of the
-value before compression. The tag covers everything before it, and the namespace, tenant, schema and key that
-the entry was made for. Nothing is decompressed or decoded before the tag was checked.
+Numbers are big-endian; times are milliseconds since the epoch, 0 for "never". An entry is fresh until
+``expires`` and may be used as a stale one until ``kept``. The payload, before compression ``length`` bytes, is
+the labels (see :mod:`._tags`; ``labels`` bytes) and the value. The tag covers everything before it, and the
+namespace, tenant, schema and key that the entry was made for. Nothing is decompressed or decoded before the
+tag was checked.
 
 The algorithm is the cache's setting and is never read from the entry: HMAC-SHA256, or with ``encrypt``
 AES-256-GCM. For the latter each key has its own AES key, derived from the seal key, so that random nonces
@@ -28,7 +31,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ._keys import encode_key
 from ._secrets import Keys
 
-__all__ = ["AES", "HMAC", "CorruptEntryError", "Opened", "Sealer", "declared_length", "key_id_of"]
+__all__ = ["AES", "HMAC", "CorruptEntryError", "Life", "Opened", "Sealer", "declared_length", "key_id_of"]
 
 HMAC = "HMAC-SHA256"
 AES = "AES-256-GCM"
@@ -36,9 +39,9 @@ AES = "AES-256-GCM"
 MAX_LENGTH = 1 << 28
 """The longest value in bytes that is sealed or opened: 256 MiB."""
 
-_FORMAT = b"\xcf\x01"
+_FORMAT = b"\xcf\x02"
 _PLAIN, _ZSTD = 0, 1
-_HEADER = struct.Struct(">2sB8sQQI12s")
+_HEADER = struct.Struct(">2sB8sQQQIH12s")
 _COMPRESS_FROM = 512
 _contexts = threading.local()
 
@@ -47,12 +50,22 @@ class CorruptEntryError(Exception):
     """Raised when a stored entry is not what was sealed for this key; never leaves the core."""
 
 
+class Life(NamedTuple):
+    """When a value was made, until when it is fresh and until when it is kept. Seconds since 1970, None for ever."""
+
+    created_at: float
+    expires_at: Optional[float]
+    kept_until: Optional[float]
+
+
 class Opened(NamedTuple):
     """A sealed entry whose tag was right. Times are seconds since the epoch."""
 
     value: bytes
     created_at: float
     expires_at: Optional[float]
+    kept_until: Optional[float]
+    labels: bytes
 
 
 def key_id_of(sealed: bytes) -> Optional[bytes]:
@@ -64,7 +77,7 @@ def key_id_of(sealed: bytes) -> Optional[bytes]:
 
 def declared_length(sealed: bytes) -> int:
     """Return how long the value will be, as the entry says; not verified, so good for planning only."""
-    return int.from_bytes(sealed[27:31], "big")
+    return int.from_bytes(sealed[35:39], "big")
 
 
 class Sealer:
@@ -78,26 +91,31 @@ class Sealer:
         self._context = encode_key([algorithm, namespace, tenant, schema])
         self._compress = compress
 
-    def seal(self, key: str, value: bytes, *, created_at: float, expires_at: Optional[float]) -> bytes:
-        """Return ``value`` sealed for ``key`` and its life.
+    def seal(self, key: str, value: bytes, life: Life, labels: bytes = b"") -> bytes:
+        """Return ``value`` and ``labels`` sealed for ``key`` and for its life.
 
-        :raises ValueError: if the value is above 256 MiB.
+        :raises ValueError: if both together are above 256 MiB, or the labels above 64 KiB.
         """
-        if len(value) > MAX_LENGTH:
+        if len(labels) + len(value) > MAX_LENGTH:
             raise ValueError(f"a value of {len(value)} bytes is above {MAX_LENGTH}")
-        coding, payload = _PLAIN, value
-        if self._compress and len(value) >= _COMPRESS_FROM:
-            compressed = _compressor().compress(value)
-            if len(compressed) < len(value):
+        if len(labels) > 0xFFFF:
+            raise ValueError(f"labels of {len(labels)} bytes are above {0xFFFF}")
+        whole = labels + value if labels else value
+        coding, payload = _PLAIN, whole
+        if self._compress and len(whole) >= _COMPRESS_FROM:
+            compressed = _compressor().compress(whole)
+            if len(compressed) < len(whole):
                 coding, payload = _ZSTD, compressed
         nonce = os.urandom(12)
         header = _HEADER.pack(
             _FORMAT,
             coding,
             self.key_id,
-            int(created_at * 1000),
-            0 if expires_at is None else max(1, int(expires_at * 1000)),
-            len(value),
+            int(life.created_at * 1000),
+            _milliseconds(life.expires_at),
+            _milliseconds(life.kept_until),
+            len(whole),
+            len(labels),
             nonce,
         )
         bound = self._bound(key)
@@ -113,7 +131,7 @@ class Sealer:
         if len(sealed) < _HEADER.size + self._tag_length:
             raise CorruptEntryError("too short")
         header = sealed[: _HEADER.size]
-        form, coding, key_id, created, expires, length, nonce = _HEADER.unpack(header)
+        form, coding, key_id, created, expires, kept, length, labels, nonce = _HEADER.unpack(header)
         if form != _FORMAT or key_id != self.key_id:
             raise CorruptEntryError("not sealed with the key that it is stored under")
         bound = self._bound(key)
@@ -127,13 +145,24 @@ class Sealer:
             if not hmac.compare_digest(tag, sealed[-self._tag_length :]):
                 raise CorruptEntryError("wrong tag")
             payload = sealed[_HEADER.size : -self._tag_length]
-        return Opened(_expand(coding, payload, length), created / 1000, expires / 1000 if expires else None)
+        whole = _expand(coding, payload, length)
+        return Opened(
+            whole[labels:] if labels else whole,
+            created / 1000,
+            expires / 1000 if expires else None,
+            kept / 1000 if kept else None,
+            whole[:labels],
+        )
 
     def _bound(self, key: str) -> bytes:
         return self._context + encode_key(key)
 
     def _cipher(self, bound: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._seal_key, bound, "sha256"))
+
+
+def _milliseconds(moment: Optional[float]) -> int:
+    return 0 if moment is None else max(1, int(moment * 1000))
 
 
 def _expand(coding: int, payload: bytes, length: int) -> bytes:

@@ -14,6 +14,7 @@ from ._errors import InvalidOptionError, InvalidURLError
 __all__ = [
     "BackendSettings",
     "BackendURL",
+    "CacheSettings",
     "Option",
     "convert_options",
     "parse_boolean",
@@ -26,6 +27,22 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _URL_PARTS = ("host", "port", "hosts", "path", "username", "password")
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The settings that every cache has, whatever its backend; see :data:`CORE_OPTIONS` for their meaning."""
+
+    namespace: str
+    tenant: str
+    max_bytes: Optional[int]
+    ttl: Optional[float]
+    ttl_jitter: float
+    encrypt: bool
+    compress: bool
+    tier_bytes: int
+    tier_ttl: float
+    timeout: float
 
 
 def parse_size(text: str) -> int:

@@ -311,13 +311,13 @@ def test_entries_of_a_previous_secret_are_read_and_others_are_misses_that_stay()
             await old.set("other", "kept too")
             shared = old._backend
             rotated = open_cache("memory://", secrets=["the new secret 2", "the old secret 1"])
-            rotated._backend = shared
+            rotated._backend = rotated._vault._backend = shared
             async with rotated:
                 assert await rotated.get("key") == "kept"
                 await rotated.set("key", "newer")
                 assert await rotated.get("key") == "newer"
                 stranger = open_cache("memory://", secrets="another secret 3")
-                stranger._backend = shared
+                stranger._backend = stranger._vault._backend = shared
                 await stranger.open()
                 assert await stranger.get("key") is MISSING
                 report = await stranger.verify(repair=True)
@@ -335,7 +335,7 @@ def test_entries_of_a_previous_secret_are_read_and_others_are_misses_that_stay()
 def test_tenants_and_algorithms_do_not_see_each_others_entries(option: Dict[str, Any]) -> None:
     async def test(cache: Cache[int], clock: ManualClock) -> None:
         other = open_cache("memory://", secrets=SECRET, clock=clock, **option)
-        other._backend = cache._backend
+        other._backend = other._vault._backend = cache._backend
         await other.open()
         await cache.set("key", 1)
         assert await other.get("key") is MISSING
@@ -501,7 +501,7 @@ def test_what_a_previous_secret_had_does_not_return_once_it_is_replaced() -> Non
         clock = ManualClock()
         async with open_cache("memory://", secrets="the old secret 1", clock=clock, max_bytes=2000) as old:
             rotated = open_cache("memory://", secrets=["the new secret 2", "the old secret 1"], clock=clock)
-            rotated._backend = old._backend
+            rotated._backend = rotated._vault._backend = old._backend
             await rotated.open()
             for key in ("expires", "too large"):
                 await old.set(key, "outdated", ttl=None)

@@ -106,7 +106,7 @@ def test_a_newer_good_entry_is_never_taken_for_an_older_corrupt_one(store_url: s
         corrupt = await cache._backend.get(name)
         assert corrupt is not None
         await store(cache, "key", b"newer")
-        assert not await cache._discard(name, corrupt, "seen a moment ago")
+        assert not await cache._vault.discard(name, corrupt, "seen a moment ago")
         assert await cache.get("key") == b"newer"
         assert cache.stats().corrupt == 0
 

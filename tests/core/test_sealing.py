@@ -5,7 +5,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_force_cache._sealing import AES, HMAC, CorruptEntryError, Sealer, key_id_of
+from claude_force_cache._sealing import AES, HMAC, CorruptEntryError, Life, Sealer, key_id_of
 from claude_force_cache._secrets import derive_keys
 
 KEY = "k" * 64
@@ -33,7 +33,7 @@ def make(
 )
 def test_what_was_sealed_is_opened(algorithm: str, value: bytes, expires_at: Optional[float], compress: bool) -> None:
     sealer = make(algorithm, compress=compress)
-    opened = sealer.open(KEY, sealer.seal(KEY, value, created_at=1000.5, expires_at=expires_at))
+    opened = sealer.open(KEY, sealer.seal(KEY, value, Life(1000.5, expires_at, expires_at)))
     assert (opened.value, opened.created_at) == (value, 1000.5)
     if expires_at is None:
         assert opened.expires_at is None
@@ -43,10 +43,19 @@ def test_what_was_sealed_is_opened(algorithm: str, value: bytes, expires_at: Opt
 
 
 @algorithms
+@given(value=st.binary(max_size=800), labels=st.binary(max_size=800), kept=st.none() | st.floats(1, 1e10))
+def test_labels_travel_beside_the_value(algorithm: str, value: bytes, labels: bytes, kept: Optional[float]) -> None:
+    sealer = make(algorithm)
+    opened = sealer.open(KEY, sealer.seal(KEY, value, Life(1.0, 2.0, kept), labels))
+    assert (opened.value, opened.labels) == (value, labels)
+    assert (opened.kept_until is None) == (kept is None)
+
+
+@algorithms
 @pytest.mark.parametrize("value", [b"", b"short", b"long and compressible " * 100])
 def test_any_flip_of_any_bit_is_corrupt(algorithm: str, value: bytes) -> None:
     sealer = make(algorithm)
-    sealed = sealer.seal(KEY, value, created_at=1.0, expires_at=2.0)
+    sealed = sealer.seal(KEY, value, Life(1.0, 2.0, 2.0))
     for position in range(len(sealed)):
         for bit in range(8):
             damaged = bytearray(sealed)
@@ -59,7 +68,7 @@ def test_any_flip_of_any_bit_is_corrupt(algorithm: str, value: bytes) -> None:
 @given(st.data())
 def test_any_other_bytes_are_corrupt(algorithm: str, data: st.DataObject) -> None:
     sealer = make(algorithm)
-    sealed = sealer.seal(KEY, b"an answer that was paid for" * 30, created_at=1.0, expires_at=None)
+    sealed = sealer.seal(KEY, b"an answer that was paid for" * 30, Life(1.0, None, None))
     cut = data.draw(st.integers(0, len(sealed) - 1))
     inserted = data.draw(st.binary(max_size=20))
     removed = data.draw(st.integers(0, 20))
@@ -83,7 +92,7 @@ def test_garbage_is_corrupt(algorithm: str, garbage: bytes) -> None:
     ids=lambda other: next(iter(other)),
 )
 def test_an_entry_is_bound_to_where_and_for_whom_it_was_made(algorithm: str, other: dict) -> None:
-    sealed = make(algorithm, **other).seal(KEY, b"value", created_at=1.0, expires_at=None)
+    sealed = make(algorithm, **other).seal(KEY, b"value", Life(1.0, None, None))
     with pytest.raises(CorruptEntryError):
         make(algorithm).open(KEY, sealed)
 
@@ -92,18 +101,18 @@ def test_an_entry_is_bound_to_where_and_for_whom_it_was_made(algorithm: str, oth
 def test_an_entry_copied_under_another_key_is_corrupt(algorithm: str) -> None:
     sealer = make(algorithm)
     with pytest.raises(CorruptEntryError):
-        sealer.open("l" * 64, sealer.seal(KEY, b"value", created_at=1.0, expires_at=None))
+        sealer.open("l" * 64, sealer.seal(KEY, b"value", Life(1.0, None, None)))
 
 
 def test_the_algorithm_is_never_taken_from_the_entry() -> None:
     for ours, theirs in [(HMAC, AES), (AES, HMAC)]:
         with pytest.raises(CorruptEntryError):
-            make(ours).open(KEY, make(theirs).seal(KEY, b"value", created_at=1.0, expires_at=None))
+            make(ours).open(KEY, make(theirs).seal(KEY, b"value", Life(1.0, None, None)))
         assert make(ours).key_id != make(theirs).key_id
 
 
 def test_a_header_that_belongs_to_another_algorithm_does_not_open_with_its_key_id_forged() -> None:
-    sealed = make(AES).seal(KEY, b"value" * 10, created_at=1.0, expires_at=None)
+    sealed = make(AES).seal(KEY, b"value" * 10, Life(1.0, None, None))
     forged = sealed[:3] + make(HMAC).key_id + sealed[11:]
     with pytest.raises(CorruptEntryError, match="tag"):
         make(HMAC).open(KEY, forged)
@@ -111,7 +120,7 @@ def test_a_header_that_belongs_to_another_algorithm_does_not_open_with_its_key_i
 
 def test_encrypted_entries_show_nothing_of_the_value_and_differ_each_time() -> None:
     sealer = make(AES, compress=False)
-    one, other = (sealer.seal(KEY, b"the answer is 42" * 4, created_at=1.0, expires_at=None) for _ in range(2))
+    one, other = (sealer.seal(KEY, b"the answer is 42" * 4, Life(1.0, None, None)) for _ in range(2))
     assert b"answer" not in one
     assert one != other
 
@@ -122,8 +131,8 @@ def test_a_bomb_made_by_somebody_with_the_secret_is_not_expanded() -> None:
     keys = derive_keys(b"a secret of the test", algorithm=HMAC, namespace="default", tenant="")
     sealer = make()
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(50_000_000))
-    honest = sealer.seal(KEY, b"x" * 600, created_at=1.0, expires_at=None)
-    header = honest[:2] + b"\x01" + honest[3:43]
+    honest = sealer.seal(KEY, b"x" * 600, Life(1.0, None, None))
+    header = honest[:2] + b"\x01" + honest[3:53]
     body = header + bomb
     tag = hmac.digest(keys.seal, sealer._bound(KEY) + body, "sha256")
     with pytest.raises(CorruptEntryError, match="length"):
@@ -132,16 +141,16 @@ def test_a_bomb_made_by_somebody_with_the_secret_is_not_expanded() -> None:
 
 def test_compression_is_used_only_where_it_helps() -> None:
     long = b"a sentence that repeats itself. " * 100
-    assert len(make().seal(KEY, long, created_at=1.0, expires_at=None)) < len(long) / 4
-    assert len(make(compress=False).seal(KEY, long, created_at=1.0, expires_at=None)) > len(long)
+    assert len(make().seal(KEY, long, Life(1.0, None, None))) < len(long) / 4
+    assert len(make(compress=False).seal(KEY, long, Life(1.0, None, None))) > len(long)
     import os
 
     noise = os.urandom(4000)
-    assert len(make().seal(KEY, noise, created_at=1.0, expires_at=None)) == 4000 + 43 + 32
+    assert len(make().seal(KEY, noise, Life(1.0, None, None))) == 4000 + 53 + 32
 
 
 def test_the_key_id_names_the_secret_without_the_namespace_of_others() -> None:
-    sealed = make().seal(KEY, b"value", created_at=1.0, expires_at=None)
+    sealed = make().seal(KEY, b"value", Life(1.0, None, None))
     assert key_id_of(sealed) == make().key_id
     assert key_id_of(b"garbage") is None
     assert key_id_of(b"\x00" * 100) is None
@@ -157,5 +166,5 @@ def test_keys_for_each_purpose_and_context_are_independent() -> None:
 @algorithms
 def test_an_entry_that_expires_when_the_clock_began_does_expire(algorithm: str) -> None:
     sealer = make(algorithm)
-    opened = sealer.open(KEY, sealer.seal(KEY, b"value", created_at=0.0, expires_at=0.0005))
+    opened = sealer.open(KEY, sealer.seal(KEY, b"value", Life(0.0, 0.0005, 0.0005)))
     assert opened.expires_at == 0.001

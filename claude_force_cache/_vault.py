@@ -1,0 +1,339 @@
+"""The vault: sealed values under keyed names in a backend, and the tags that bind them."""
+
+from __future__ import annotations
+
+import hmac
+from typing import (
+    Awaitable,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
+
+from typing_extensions import Protocol
+
+from ._backend import Backend, Entry, EntryInfo
+from ._codecs import Codec
+from ._errors import EntryTooLargeError, InvalidValueError
+from ._keys import KeyPart, encode_key
+from ._results import StoredEntry
+from ._sealing import AES, HMAC, MAX_LENGTH, CorruptEntryError, Life, Opened, Sealer, declared_length, key_id_of
+from ._secrets import Secrets, derive_keys
+from ._settings import CacheSettings
+from ._tags import EPOCH_BYTES, Epochs, new_epoch, pack_epochs, unpack_epochs
+from ._threads import Workers
+
+__all__ = ["OFFLOAD_FROM", "Found", "Vault"]
+
+V = TypeVar("V")
+T = TypeVar("T")
+
+OFFLOAD_FROM = 1 << 17
+"""Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
+
+_STORE_FACTOR = 4
+"""How many times the budget of a look-up a store may cost: it writes, and what it saves was paid for."""
+
+_TAG_SUFFIX = ".tag"
+_MOST_TAG_NAMES = 4096
+
+
+class Found(Generic[V]):
+    """A value that was found under one of its names, whole and not invalidated; fresh or not."""
+
+    __slots__ = ("created_at", "data", "expires_at", "name", "tags", "value")
+
+    def __init__(self, name: str, opened: Opened, value: V, tags: Tuple[str, ...]) -> None:
+        self.name = name
+        self.value = value
+        self.data = opened.value
+        self.created_at = opened.created_at
+        self.expires_at = opened.expires_at
+        self.tags = tags
+
+
+class Call(Protocol):
+    """Calls a verb of the backend within a multiple of the budget of a look-up."""
+
+    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1) -> Awaitable[T]:
+        """Return what ``verb`` returns."""
+
+
+class _Ring:
+    """What one secret does for a cache: it names and seals entries."""
+
+    def __init__(self, secret: bytes, settings: CacheSettings, schema: str) -> None:
+        algorithm = AES if settings.encrypt else HMAC
+        keys = derive_keys(secret, algorithm=algorithm, namespace=settings.namespace, tenant=settings.tenant)
+        self._lookup = keys.lookup
+        self._tag_names: Dict[str, str] = {}
+        self.sealer = Sealer(
+            keys,
+            algorithm=algorithm,
+            namespace=settings.namespace,
+            tenant=settings.tenant,
+            schema=schema,
+            compress=settings.compress,
+        )
+
+    def name(self, encoded: bytes) -> str:
+        return hmac.digest(self._lookup, encoded, "sha256").hex()
+
+    def tag_name(self, tag: str) -> str:
+        name = self._tag_names.get(tag)
+        if name is None:
+            if len(self._tag_names) >= _MOST_TAG_NAMES:
+                self._tag_names.clear()
+            name = self._tag_names[tag] = self.name(encode_key(["tag", tag])) + _TAG_SUFFIX
+        return name
+
+
+class Vault(Generic[V]):
+    """The entries of one cache in its store.
+
+    :param call: calls the backend's verbs; it may have a time budget and a circuit breaker.
+    :param workers: threads for what would hold up the event loop.
+    :param forget: called with the name of an entry that turned out to be of no use.
+    :param discarded: called with the name and the reason when such an entry was deleted.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        codec: Codec[V],
+        settings: CacheSettings,
+        *,
+        call: Call,
+        workers: Workers,
+        forget: Callable[[str], None],
+        discarded: Callable[[str, str], None],
+    ) -> None:
+        self._backend = backend
+        self._codec = codec
+        self._settings = settings
+        self._call = call
+        self._workers = workers
+        self._forget = forget
+        self._discarded = discarded
+        self._rings: List[_Ring] = []
+
+    def unlock(self, secrets: Secrets) -> None:
+        """Take the secrets; nothing else works before."""
+        self._rings = [_Ring(secret, self._settings, self._codec.schema) for secret in secrets.values]
+
+    def names(self, key: KeyPart) -> List[str]:
+        """Return what ``key`` is stored under: one name for each secret, the current one first.
+
+        :raises InvalidKeyError: if the key cannot be encoded.
+        """
+        encoded = encode_key(key)
+        return [ring.name(encoded) for ring in self._rings]
+
+    async def find(
+        self, names: Sequence[str], tags: Sequence[str], now: Callable[[], float]
+    ) -> Tuple[Optional[Found[V]], Epochs]:
+        """Return the entry under the first name that has one, and the epochs that ``tags`` have now, if they have.
+
+        One bulk read, and a second one for tags of the entry that were not asked for. What is corrupt is deleted.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
+        read: Mapping[str, Optional[Entry]]
+        if len(wanted) == 1:
+            read = {names[0]: await self._call(lambda: self._backend.get(names[0]))}
+        else:
+            some = await self._call(lambda: self._backend.get_many(wanted))
+            read = {name: some.get(name) for name in wanted}
+        found = None
+        for ring, name in zip(self._rings, names):
+            entry = read[name]
+            if entry is not None and found is None:
+                found = await self._open_valid(ring, name, entry, read, now)
+        epochs: Epochs = {}
+        for tag in tags:
+            record = read[self._rings[0].tag_name(tag)]
+            if record is not None and len(record.value) == EPOCH_BYTES:
+                epochs[tag] = record.value
+        return found, epochs
+
+    async def _open_valid(
+        self,
+        ring: _Ring,
+        name: str,
+        entry: Entry,
+        read: Mapping[str, Optional[Entry]],
+        now: Callable[[], float],
+    ) -> Optional[Found[V]]:
+        try:
+            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
+        except CorruptEntryError as error:
+            await self.discard(name, entry, str(error))
+            return None
+        if opened.kept_until is not None and now() >= opened.kept_until:
+            return None
+        tags: Tuple[str, ...] = ()
+        if opened.labels:
+            bound = unpack_epochs(opened.labels)
+            if await self._changed(ring, bound, read):
+                return None
+            tags = tuple(bound)
+        return Found(name, opened, value, tags)
+
+    async def _changed(self, ring: _Ring, bound: Epochs, read: Mapping[str, Optional[Entry]]) -> Tuple[str, ...]:
+        """Return those of the tags whose epoch is another one now."""
+        records = {ring.tag_name(tag): tag for tag in bound}
+        unread = [name for name in records if name not in read]
+        more = await self._call(lambda: self._backend.get_many(unread)) if unread else {}
+        changed = []
+        for name, tag in records.items():
+            record = more.get(name) if name not in read else read[name]
+            if record is None or record.value != bound[tag]:
+                changed.append(tag)
+        return tuple(changed)
+
+    async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
+        """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
+
+        :raises BackendUnavailableError: if the store is not available.
+        :raises EntryTooLargeError: if the store is too small for a record.
+        """
+        epochs: Epochs = {}
+        for tag in tags:
+            epoch = known.get(tag)
+            if epoch is None:
+                name = self._rings[0].tag_name(tag)
+                epoch = await self._call(lambda: self._epoch(name), _STORE_FACTOR)  # noqa: B023 - awaited here
+            epochs[tag] = epoch
+        return epochs
+
+    async def _epoch(self, name: str) -> bytes:
+        while True:
+            epoch = new_epoch()
+            if await self._backend.add(name, epoch, ttl=self._backend.capabilities.max_ttl):
+                return epoch
+            record = await self._backend.get(name)
+            if record is not None:
+                if len(record.value) == EPOCH_BYTES:
+                    return record.value
+                await self._backend.delete(name, version=record.version)
+
+    async def end_epochs(self, tags: Iterable[str]) -> int:
+        """Invalidate all entries that have one of the tags.
+
+        :returns: how many of the tags had a record.
+        :raises BackendUnavailableError: if the store is not available; a part of the tags may be done.
+        """
+        ended = 0
+        for tag in tags:
+            for name in [ring.tag_name(tag) for ring in self._rings]:
+                ended += await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)  # noqa: B023 - awaited
+        return ended
+
+    async def seal(self, name: str, data: bytes, life: Life, epochs: Epochs) -> bytes:
+        """Return an encoded value as it is stored under the current secret's name.
+
+        :raises InvalidValueError: if it is above 256 MiB.
+        """
+        labels = pack_epochs(epochs) if epochs else b""
+        if len(labels) + len(data) > MAX_LENGTH:
+            raise InvalidValueError(f"a value of {len(data)} bytes is above {MAX_LENGTH}, the most that a cache stores")
+        return await self._offload(len(data), lambda: self._rings[0].sealer.seal(name, data, life, labels))
+
+    async def store(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
+        """Store under the current secret's name; what older secrets have for the key is out of date.
+
+        :returns: how many other entries had to go.
+        :raises EntryTooLargeError: if it does not fit; the predecessor is gone.
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        return await self._call(lambda: self._replace(names, sealed, ttl), _STORE_FACTOR)
+
+    async def _replace(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
+        evicted, refused = 0, None
+        try:
+            evicted = await self._backend.set(names[0], sealed, ttl=ttl)
+        except EntryTooLargeError as error:
+            refused = error
+        for name in names[1:]:
+            await self._backend.delete(name)
+        if refused is not None:
+            raise refused
+        return evicted
+
+    async def delete(self, name: str) -> bool:
+        """Delete whatever is under a name.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        return await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)
+
+    async def discard(self, name: str, entry: Entry, reason: str) -> bool:
+        """Delete an entry that is of no use, but only the version that was seen; every cause ends here.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        self._forget(name)
+        deleted = await self._call(lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR)
+        if deleted:
+            self._discarded(name, reason)
+        return deleted
+
+    async def look_over(self, infos: Sequence[EntryInfo], now: float) -> List[Tuple[StoredEntry[V], Entry]]:
+        """Return those entries that are still there, opened, with what was read of each.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        read: Dict[str, Optional[Entry]] = {}
+        read.update(await self._backend.get_many([info.key for info in infos]))
+        seen = []
+        for info in infos:
+            entry = read.get(info.key)
+            if entry is not None:
+                seen.append((await self._judge(info.key, entry, read, now), entry))
+        return seen
+
+    async def _judge(self, name: str, entry: Entry, read: Dict[str, Optional[Entry]], now: float) -> StoredEntry[V]:
+        size = len(name) + len(entry.value)
+        if "." in name:
+            return StoredEntry(name, size, "other")
+        key_id = key_id_of(entry.value)
+        ring = next((ring for ring in self._rings if ring.sealer.key_id == key_id), None)
+        if ring is None:
+            return StoredEntry(name, size, "corrupt" if key_id is None else "foreign")
+        try:
+            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
+        except CorruptEntryError:
+            return StoredEntry(name, size, "corrupt")
+        bound = unpack_epochs(opened.labels)
+        unread = [tag_name for tag_name in map(ring.tag_name, bound) if tag_name not in read]
+        if unread:
+            records = await self._backend.get_many(unread)
+            read.update({tag_name: records.get(tag_name) for tag_name in unread})
+        state = "ok"
+        if await self._changed(ring, bound, read):
+            state = "invalidated"
+        elif opened.expires_at is not None and now >= opened.expires_at:
+            state = "stale"
+        return StoredEntry(name, size, state, opened.created_at, opened.expires_at, value, tuple(bound))
+
+    def _decode(self, ring: _Ring, name: str, sealed: bytes) -> Tuple[Opened, V]:
+        opened = ring.sealer.open(name, sealed)
+        try:
+            return opened, self._codec.decode(opened.value)
+        except ValueError:
+            raise CorruptEntryError(f"not in the encoding {self._codec.schema!r}") from None
+
+    async def _offload(self, size: int, work: Callable[[], T]) -> T:
+        return work() if size < OFFLOAD_FROM else await self._workers.run(work)
+
+
+def _effort(entry: Entry) -> int:
+    return max(len(entry.value), declared_length(entry.value))
