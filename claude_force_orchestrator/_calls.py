@@ -9,6 +9,7 @@ import math
 import random
 import time
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple, Type
 from urllib.parse import urlsplit
 
@@ -29,7 +30,8 @@ from ._errors import (
     ServerError,
     SpendLimitError,
 )
-from ._limiter import ConcurrencyLimiter
+from ._families import Families, Family
+from ._pace import Start
 from ._request import Request
 
 __all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "retry_after"]
@@ -39,6 +41,7 @@ MAX_RETRY_AFTER = 300.0
 
 _BACKOFF_BASE = 0.5
 _BACKOFF_MOST = 8.0
+_REFUSALS = 9
 _SPEND_LIMIT = "enforced_spend_limit_reached"
 _RETRIED = frozenset({408, 409, 429})
 _BY_STATUS: Mapping[int, Type[CallError]] = {
@@ -103,13 +106,14 @@ class Reply(NamedTuple):
 
 
 class Caller:
-    """Makes calls, within one limit of concurrency, with one owner of retries and time-outs.
+    """Makes calls, within the limits of their families, with one owner of retries and time-outs.
 
     :param clients: where the SDK's clients come from.
-    :param limiter: the limit. A slot is held from before the first attempt until after the last, pauses
-        included: whoever was told to slow down shall not make room for another call.
+    :param families: the limits.
     :param timeout: the bound of each attempt in seconds, from sending it to the last byte of the answer.
-    :param max_retries: how many attempts may follow the first.
+    :param max_retries: how many attempts may follow failures. Being told to wait (429) is no failure of the call,
+        but of all that share the quota: nine such replies are accepted besides, or ``max_retries`` if that is more;
+        none if it is 0.
     :param on_attempt: called before each attempt.
     :param clock: seconds since 1970.
     """
@@ -117,7 +121,7 @@ class Caller:
     def __init__(
         self,
         clients: Clients,
-        limiter: ConcurrencyLimiter,
+        families: Families,
         *,
         endpoint: str,
         timeout: float,
@@ -126,10 +130,11 @@ class Caller:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clients = clients
-        self._limiter = limiter
+        self._families = families
         self._host = urlsplit(endpoint).netloc.rpartition("@")[2]
         self._timeout = timeout
         self._max_retries = max_retries
+        self._max_refusals = max(max_retries, _REFUSALS) if max_retries else 0
         self._on_attempt = on_attempt
         self._clock = clock
 
@@ -140,33 +145,58 @@ class Caller:
         :raises InvalidAnswerError: if it answers something that the SDK cannot read.
         :raises ConfigError: if the SDK is not installed, or the key cannot be sent.
         """
-        await self._limiter.acquire()
+        client = await self._clients.get()
+        family = self._families.of(request.template.model)
+        start = await self._families.enter(family, patience=MAX_RETRY_AFTER)
+        if start is None:
+            raise self._too_long(family)
         try:
-            client = await self._clients.get()
-            return await self._call(client, request)
+            return await self._call(client, request, family, start)
         finally:
-            self._limiter.release()
+            self._families.leave(family)
 
-    async def _call(self, client: Any, request: Request) -> Reply:
+    async def _call(self, client: Any, request: Request, family: Family, start: Start) -> Reply:
         import anthropic
 
         arguments = request.arguments()
         # A server may quote the key that it refuses.
         hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
-        attempts = 0
+        failures = refusals = 0
         while True:
-            attempts += 1
             self._on_attempt()
             try:
                 with anyio.fail_after(self._timeout):
-                    return await _send(client, arguments)
+                    reply = await _send(client, arguments)
+                family.answered(start, reply.headers)
+                return reply
             except (anthropic.AnthropicError, TimeoutError) as error:
-                failure = self._judge(error, attempts, hidden)
-                if not failure.passing or attempts > self._max_retries:
-                    raise failure.error from error
+                cause = error
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error, hidden)}") from error
-            await asyncio.sleep(backoff(attempts, failure.asked))
+            failure = self._judge(cause, failures + refusals + 1, hidden)
+            if failure.refused:
+                family.refused(start, failure.headers, failure.asked)
+                refusals += 1
+            else:
+                failures += 1
+                if failure.passing:
+                    family.faulted()
+            if not failure.passing or failures > self._max_retries or refusals > self._max_refusals:
+                raise failure.error from cause
+            if not failure.refused or failure.asked is None:
+                await asyncio.sleep(backoff(failures + refusals, failure.asked))
+            # Here the end of the family's pause is waited for, if the API asked for one.
+            again = await family.admit(patience=MAX_RETRY_AFTER)
+            if again is None:
+                raise self._too_long(family) from cause
+            start = again
+
+    def _too_long(self, family: Family) -> RateLimitError:
+        text = (
+            f"{self._host} asks to wait {family.pause:,.0f} s more before calls of {family.name}, "
+            f"and more than {MAX_RETRY_AFTER:.0f} s is not waited"
+        )
+        return RateLimitError(text, status=429, attempts=0)
 
     def _judge(self, error: Exception, attempts: int, hidden: Tuple[str, ...]) -> _Failure:
         """Return what the SDK's error means here."""
@@ -188,14 +218,17 @@ class Caller:
         asked = retry_after(headers, now=self._clock())
         passing = (status in _RETRIED or status >= 500) and headers.get("x-should-retry") != "false"
         kind = _BY_STATUS.get(status, ServerError if status >= 500 else BadRequestError)
-        if status == 429 and code == _SPEND_LIMIT:
+        refused = status == 429 and code != _SPEND_LIMIT
+        if kind is RateLimitError and not refused:
             kind, passing = SpendLimitError, False
         text = f"{self._host} answered {status}: {_line(message or error, hidden)}{after}"
         if asked is not None and asked > MAX_RETRY_AFTER:
             text += f"; it asks to wait {asked:,.0f} s, and more than {MAX_RETRY_AFTER:.0f} s is not waited"
             passing = False
         request_id = headers.get("request-id")
-        return _Failure(kind(text, status=status, request_id=request_id, attempts=attempts), passing, asked)
+        return _Failure(
+            kind(text, status=status, request_id=request_id, attempts=attempts), passing, asked, refused, headers
+        )
 
 
 async def _send(client: Any, arguments: Mapping[str, Any]) -> Reply:
@@ -208,11 +241,19 @@ async def _send(client: Any, arguments: Mapping[str, Any]) -> Reply:
 
 
 class _Failure(NamedTuple):
-    """A failed attempt: its error, whether another one may fare better, and the seconds to wait before it."""
+    """A failed attempt.
+
+    :param passing: whether another attempt may fare better.
+    :param asked: the seconds that the server asks to wait before it, or None.
+    :param refused: whether it met a rate limit.
+    :param headers: those of the reply.
+    """
 
     error: OrchestratorError
     passing: bool = False
     asked: Optional[float] = None
+    refused: bool = False
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 def _read_body(body: object) -> Tuple[Optional[str], Optional[str]]:

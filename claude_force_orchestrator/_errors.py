@@ -7,6 +7,7 @@
     |   `-- ProjectError                      claude.json, or a file that it names, cannot be used
     |-- InvalidTaskError (also a ValueError)  an argument of one execution cannot be used
     |-- UnknownAgentError (also a LookupError)
+    |-- DeadlineExceededError (also a TimeoutError)  no result within ``deadline_seconds``
     |-- NotCachedError                        ``cache="only-if-cached"`` and there is no entry
     |-- AnswerError                           the API answered, and the answer is of no use; it was paid for
     |   |-- RefusedError                      the model declined
@@ -17,7 +18,7 @@
     |   |-- AuthenticationError               no key, or the key is not accepted (401)
     |   |-- PermissionDeniedError             the key may not do this (403)
     |   |-- BadRequestError                   the request is not accepted (400, 404, 413, 422)
-    |   |-- RateLimitError                    too many requests, after all retries (429)
+    |   |-- RateLimitError                    too many requests, after all retries (429), or told to wait too long
     |   |   `-- SpendLimitError               the account's spend limit is reached; not retried
     |   |-- OverloadedError                   overloaded, after all retries (529)
     |   |-- ServerError                       a fault of the server, after all retries (408, 409, 5xx)
@@ -25,8 +26,9 @@
     |   `-- ConnectionFailedError             the API cannot be reached, after all retries
     `-- InternalError                         a defect of this package
 
-Only :class:`ConfigError` and :class:`ProjectError` are raised, by constructors. The others arrive in
-:attr:`AgentResult.error`, because one task's failure must not cost a batch its other answers. A
+Constructors raise :class:`ConfigError` and :class:`ProjectError`. The others arrive in
+:attr:`AgentResult.error`, because one task's failure must not cost a batch its other answers; with
+``raise_errors=True``, ``execute_agent`` raises them instead, and batches still return them. A
 :class:`CallError` has the SDK's own exception as ``__cause__``. Every message is one line that names the cause
 and the remedy, and none contains an API key.
 """
@@ -43,6 +45,7 @@ __all__ = [
     "CallTimeoutError",
     "ConfigError",
     "ConnectionFailedError",
+    "DeadlineExceededError",
     "EmptyAnswerError",
     "IncompleteAnswerError",
     "InternalError",
@@ -97,6 +100,20 @@ class UnknownAgentError(OrchestratorError, LookupError):
         return (
             f"there is no agent {self.name!r} among the {self.known} in claude.json; add it there, or name one of them"
         )
+
+
+class DeadlineExceededError(OrchestratorError, TimeoutError):
+    """The error of a task that had no result when its deadline came.
+
+    :param seconds: the deadline, from the start of the execution.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"no result within {self.seconds:g} s, waiting and retries included; raise deadline_seconds"
 
 
 class NotCachedError(OrchestratorError):

@@ -1,4 +1,4 @@
-"""The concurrency limit: at most so many calls at once, in whatever event loops and threads they run."""
+"""The concurrency limit: at most so many at once, in whatever event loops and threads they run."""
 
 from __future__ import annotations
 
@@ -35,15 +35,43 @@ class ConcurrencyLimiter:
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
-        self._free = limit
+        self._limit = limit
+        self._in_use = 0
         self._waiters: Deque[_Waiter] = deque()
+
+    @property
+    def limit(self) -> int:
+        """How many slots there are. A lower limit takes no slot away: it is reached as slots are given back."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        with self._lock:
+            self._limit = limit
+            self._grant()
+
+    @property
+    def in_use(self) -> int:
+        """How many slots are taken."""
+        return self._in_use
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        with self._lock:
+            return sum(not waiter.abandoned for waiter in self._waiters)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether one more would have to wait."""
+        return self._in_use >= self._limit
 
     async def acquire(self) -> None:
         """Take a slot, or wait for one. A caller that is cancelled meanwhile holds none afterwards."""
         with self._lock:
             # Whoever finds a free slot overtakes nobody: while anybody waits, no slot is free.
-            if self._free:
-                self._free -= 1
+            if self._in_use < self._limit:
+                self._in_use += 1
                 return
             waiter = _Waiter()
             self._waiters.append(waiter)
@@ -61,14 +89,17 @@ class ConcurrencyLimiter:
     def release(self) -> None:
         """Give a slot back, to the one who has waited longest. May be called from any thread."""
         with self._lock:
-            while self._waiters:
-                waiter = self._waiters.popleft()
-                if waiter.abandoned:
-                    continue
-                try:
-                    waiter.loop.call_soon_threadsafe(waiter.wake)
-                except RuntimeError:
-                    continue  # its event loop is closed, and it will never run again
-                waiter.granted = True
-                return
-            self._free += 1
+            self._in_use -= 1
+            self._grant()
+
+    def _grant(self) -> None:
+        while self._waiters and self._in_use < self._limit:
+            waiter = self._waiters.popleft()
+            if waiter.abandoned:
+                continue
+            try:
+                waiter.loop.call_soon_threadsafe(waiter.wake)
+            except RuntimeError:
+                continue  # its event loop is closed, and it will never run again
+            waiter.granted = True
+            self._in_use += 1

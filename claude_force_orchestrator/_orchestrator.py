@@ -12,6 +12,7 @@ from typing import (
     Any,
     AsyncGenerator,
     AsyncIterable,
+    Awaitable,
     Callable,
     Dict,
     Iterable,
@@ -23,6 +24,7 @@ from typing import (
     Union,
 )
 
+import anyio
 import anyio.to_thread
 from typing_extensions import Literal
 
@@ -33,15 +35,23 @@ from ._cache_section import MOST_TTL_HOURS
 from ._calls import Caller
 from ._client import Clients, make_client
 from ._definitions import Definitions, LoadedDefinition
-from ._errors import ConfigError, InternalError, InvalidTaskError, NotCachedError, OrchestratorError
+from ._errors import (
+    ConfigError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidTaskError,
+    NotCachedError,
+    OrchestratorError,
+)
+from ._events import orchestrator_listeners
 from ._execution import Execution
+from ._families import Families, FamilyLimit
 from ._ledger import Ledger
-from ._limiter import ConcurrencyLimiter
 from ._prices import PriceList
 from ._project import Project
 from ._request import Request, RequestTemplate
 from ._result import AgentResult, Totals
-from ._settings import DEFAULT_MODEL, CacheArgument, Settings
+from ._settings import DEFAULT_MODEL, CacheArgument, Settings, check_deadline
 from ._streaming import as_completed
 from ._tracking import Record, Tracker
 from ._validation import check_max_tokens, check_model, check_number, check_task, check_temperature, check_whole
@@ -83,9 +93,16 @@ class AsyncAgentOrchestrator:
     :param api_key: the key; by default that of ``ANTHROPIC_API_KEY``, or what else the SDK finds. A missing key
         is an error only when a call is needed.
     :param max_concurrent: how many API calls may be under way at once. Cached answers neither wait nor count.
+        Below it each family of models has a limit that adapts to what the API takes; see :attr:`limits`.
     :param timeout_seconds: the bound of each attempt in seconds, from the first byte to the last.
-    :param max_retries: how many attempts may follow the first. Retried are rate limits, overload, faults of the
-        server (408, 409, 429, 5xx), lost connections and time-outs; nothing else.
+    :param max_retries: how many attempts may follow failures. Retried are rate limits, overload, faults of the
+        server (408, 409, 429, 5xx), lost connections and time-outs; nothing else. Rate limits are everybody's, and
+        do not use it up: a call accepts nine of them, or ``max_retries`` if that is more; none if it is 0.
+    :param deadline_seconds: the bound of each execution in seconds, from the call to the result: waiting, pauses
+        and all attempts included. None, the default, is no bound.
+    :param raise_errors: whether :meth:`execute_agent` raises the error of a task that has no answer, which is
+        recorded and counted all the same. By default it returns a result with ``success=False`` and the ``error``.
+        Methods for many tasks always return results: one task must not cost the others their answers.
     :param enable_cache: by default what claude.json says (``cache.enabled``), else True.
     :param cache_ttl_hours: how long answers are kept; by default what the cache or claude.json say, else 24.
     :param cache_max_size_mb: the hard limit of the cache in units of 2**20 bytes; likewise, else 100.
@@ -108,6 +125,8 @@ class AsyncAgentOrchestrator:
         max_concurrent: int = 10,
         timeout_seconds: float = 30,
         max_retries: int = 3,
+        deadline_seconds: Optional[float] = None,
+        raise_errors: bool = False,
         enable_cache: Optional[bool] = None,
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
@@ -123,6 +142,8 @@ class AsyncAgentOrchestrator:
             max_concurrent=max_concurrent,
             timeout_seconds=timeout_seconds,
             max_retries=max_retries,
+            deadline_seconds=deadline_seconds,
+            raise_errors=raise_errors,
             enable_cache=enable_cache,
             cache_ttl_hours=cache_ttl_hours,
             cache_max_size_mb=cache_max_size_mb,
@@ -138,9 +159,11 @@ class AsyncAgentOrchestrator:
         self._definitions = Definitions(self.project)
         self._templates: Dict[object, _Template] = {}
         self._clients = Clients(lambda: make_client(settings.api_key, settings.base_url))
+        self._events = orchestrator_listeners()
+        self._families = Families(settings.max_concurrent, self._events.emit)
         self._caller = Caller(
             self._clients,
-            ConcurrencyLimiter(settings.max_concurrent),
+            self._families,
             endpoint=settings.base_url,
             timeout=settings.timeout_seconds,
             max_retries=settings.max_retries,
@@ -167,6 +190,25 @@ class AsyncAgentOrchestrator:
     def totals(self) -> Totals:
         """What all executions so far add up to."""
         return self._ledger.totals()
+
+    @property
+    def limits(self) -> Dict[str, FamilyLimit]:
+        """How it stands with each family of models that was called: its present limit, and who waits for it."""
+        return self._families.snapshot(self._clock())
+
+    def register(self, listener: object) -> None:
+        """Add a listener to :class:`OrchestratorEvents`. The cache has listeners of its own.
+
+        :raises ValueError: if it is registered already, or a hook of it does not fit the specification.
+        """
+        self._events.register(listener)
+
+    def unregister(self, listener: object) -> None:
+        """Remove a listener.
+
+        :raises ValueError: if it is not registered.
+        """
+        self._events.unregister(listener)
 
     async def __aenter__(self) -> AsyncAgentOrchestrator:
         if self._cache is None:
@@ -209,11 +251,13 @@ class AsyncAgentOrchestrator:
         workflow_position: Optional[int] = None,
         cache: Optional[CacheMode] = None,
         ttl_hours: Optional[float] = None,
+        deadline_seconds: Optional[float] = None,
     ) -> AgentResult:
         """Return an agent's answer to a task, out of the cache or from the API.
 
-        Failures are results, too: an unknown agent, a task that cannot be used, a call that fails, an answer
-        that is refused or empty. Equal tasks that are under way at the same time share one call.
+        Failures are results, too, unless ``raise_errors`` is set: an unknown agent, a task that cannot be used, a
+        call that fails, an answer that is refused or empty, a deadline that came. Equal tasks that are under way at
+        the same time share one call.
 
         :param agent_name: an agent of the project.
         :param task: the user's message, at most 100,000 characters. It is sent unaltered.
@@ -225,21 +269,49 @@ class AsyncAgentOrchestrator:
         :param cache: None looks up and stores. ``no-cache`` does not look up, but stores the new answer;
             ``no-store`` leaves the cache out altogether; ``only-if-cached`` never calls the API.
         :param ttl_hours: how long the answer is kept, if it is a new one; by default as the cache says.
+        :param deadline_seconds: the bound of this execution in seconds; by default the orchestrator's. Whoever
+            shares the call of another leaves alone when its own deadline comes.
+        :raises OrchestratorError: what would be the result's ``error``, if ``raise_errors`` is set.
         :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured; nothing
             was sent.
+        """
+        result = await self._execute(
+            agent_name,
+            task,
+            model=model,
+            workflow_name=workflow_name,
+            workflow_position=workflow_position,
+            deadline_seconds=deadline_seconds,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            mode=cache,
+            ttl_hours=ttl_hours,
+        )
+        if result.error is not None and self.settings.raise_errors:
+            raise result.error
+        return result
+
+    async def _execute(
+        self,
+        agent_name: str,
+        task: str,
+        *,
+        model: Optional[str],
+        workflow_name: Optional[str],
+        workflow_position: Optional[int] = None,
+        deadline_seconds: Optional[float],
+        **options: Any,
+    ) -> AgentResult:
+        """Return the result of one execution, recorded and counted.
+
+        :param options: the further arguments of :meth:`_answer`.
         """
         execution = Execution(agent_name, task, model, workflow_name, workflow_position)
         error_type: Optional[str] = None
         try:
-            result = await self._answer(
-                execution,
-                agent_name,
-                model=model,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                mode=cache,
-                ttl_hours=ttl_hours,
-            )
+            seconds = _check_deadline(deadline_seconds) or self.settings.deadline_seconds
+            answering = self._answer(execution, agent_name, model=model, **options)
+            result = await (answering if seconds is None else self._in_time(execution, answering, seconds))
             error_type = None if result.error is None else type(result.error).__name__
         except asyncio.CancelledError:
             self._record(execution, execution.cancel(), "CancelledError")
@@ -256,6 +328,17 @@ class AsyncAgentOrchestrator:
         if self._tracker is not None and self._tracker.crowded:
             await anyio.to_thread.run_sync(self._tracker.flush)
         return result
+
+    async def _in_time(self, execution: Execution, answering: Awaitable[AgentResult], seconds: float) -> AgentResult:
+        """Return what ``answering`` returns, or what was paid for until the deadline.
+
+        :raises DeadlineExceededError: if there is nothing after so many seconds. A call that others share goes on.
+        """
+        with anyio.move_on_after(seconds):
+            return await answering
+        if execution.paid is None:
+            raise DeadlineExceededError(seconds)
+        return self._finish(execution, execution.paid, None)
 
     async def _answer(
         self,
@@ -297,7 +380,7 @@ class AsyncAgentOrchestrator:
             elif cache is None:
                 return self._finish(execution, await ask(), None)
             else:
-                options = {} if ttl is None else {"ttl": ttl}
+                options: Dict[str, Any] = {} if ttl is None else {"ttl": ttl}
                 entry = await cache.fetch(
                     request.key, ask, store_if=_is_storable, refresh=mode == "no-cache", **options
                 )
@@ -389,6 +472,7 @@ class AsyncAgentOrchestrator:
         workflow_name: Optional[str] = None,
         cache: Optional[CacheMode] = None,
         ttl_hours: Optional[float] = None,
+        deadline_seconds: Optional[float] = None,
     ) -> List[AgentResult]:
         """Return the results of many tasks, in the order of the tasks.
 
@@ -404,7 +488,8 @@ class AsyncAgentOrchestrator:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "workflow_name": workflow_name,
-            "cache": cache,
+            "deadline_seconds": deadline_seconds,
+            "mode": cache,
             "ttl_hours": ttl_hours,
         }
         running = [asyncio.ensure_future(self._execute_pair(pair, options)) for pair in tasks]
@@ -426,6 +511,7 @@ class AsyncAgentOrchestrator:
         workflow_name: Optional[str] = None,
         cache: Optional[CacheMode] = None,
         ttl_hours: Optional[float] = None,
+        deadline_seconds: Optional[float] = None,
         in_flight: Optional[int] = None,
     ) -> AsyncGenerator[Tuple[int, AgentResult], None]:
         """Iterate over the results of many tasks as they come, each with the number of its task, from 0.
@@ -448,7 +534,8 @@ class AsyncAgentOrchestrator:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "workflow_name": workflow_name,
-            "cache": cache,
+            "deadline_seconds": deadline_seconds,
+            "mode": cache,
             "ttl_hours": ttl_hours,
         }
 
@@ -465,8 +552,8 @@ class AsyncAgentOrchestrator:
     async def _execute_pair(self, pair: object, options: Mapping[str, Any]) -> AgentResult:
         # Something that is no pair is one failed result like any other; None is no task.
         agent_name, task = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
-        return await self.execute_agent(
-            agent_name,  # type: ignore[arg-type]  # whatever it is: execute_agent checks it
+        return await self._execute(
+            agent_name,  # type: ignore[arg-type]  # whatever it is: _answer checks it
             task,  # type: ignore[arg-type]  # likewise
             **options,
         )
@@ -481,6 +568,15 @@ def _internal_error(defect: Exception) -> InternalError:
 
 def _is_storable(answer: Answer) -> bool:
     return answer.storable
+
+
+def _check_deadline(value: Optional[float]) -> Optional[float]:
+    if value is None:
+        return None
+    try:
+        return check_deadline(value)
+    except ConfigError as error:
+        raise InvalidTaskError(str(error)) from None
 
 
 def _check_ttl_hours(value: object) -> float:

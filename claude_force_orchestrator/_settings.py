@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "check_api_key",
     "check_base_url",
+    "check_deadline",
 ]
 
 DEFAULT_MODEL = "claude-haiku-5-5"
@@ -65,6 +66,8 @@ class Settings:
     :param max_concurrent: how many API calls may be under way at once.
     :param timeout_seconds: the bound of each attempt, in seconds.
     :param max_retries: how many attempts may follow the first.
+    :param deadline_seconds: the bound of each execution, in seconds, or None.
+    :param raise_errors: whether ``execute_agent`` raises errors instead of returning them.
     :param enable_cache: whether answers are looked up and stored.
     :param enable_tracking: whether executions are recorded.
     :param cache: a Cache made by the caller, or None.
@@ -81,6 +84,8 @@ class Settings:
     max_concurrent: int
     timeout_seconds: float
     max_retries: int
+    deadline_seconds: Optional[float]
+    raise_errors: bool
     enable_cache: bool
     enable_tracking: bool
     cache: Optional[Cache[Answer]] = field(repr=False)
@@ -100,6 +105,8 @@ class Settings:
         max_concurrent: int = _MAX_CONCURRENT,
         timeout_seconds: float = _TIMEOUT_SECONDS,
         max_retries: int = _MAX_RETRIES,
+        deadline_seconds: Optional[float] = None,
+        raise_errors: bool = False,
         enable_cache: Optional[bool] = None,
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
@@ -119,6 +126,8 @@ class Settings:
             ("max_concurrent", max_concurrent, _MAX_CONCURRENT),
             ("timeout_seconds", timeout_seconds, _TIMEOUT_SECONDS),
             ("max_retries", max_retries, _MAX_RETRIES),
+            ("deadline_seconds", deadline_seconds, None),
+            ("raise_errors", raise_errors, False),
             ("enable_tracking", enable_tracking, True),
         ):
             origins[name] = "default" if value == default else "argument"
@@ -133,7 +142,11 @@ class Settings:
         enabled, origins["enable_cache"] = _first(
             (enable_cache, "argument"), (section.get("enabled"), "claude.json"), (True, "default")
         )
-        for name, value in (("enable_tracking", enable_tracking), ("enable_cache", enabled)):
+        for name, value in (
+            ("enable_tracking", enable_tracking),
+            ("enable_cache", enabled),
+            ("raise_errors", raise_errors),
+        ):
             if not isinstance(value, bool):
                 raise ConfigError(f"{name} must be True or False, not {value!r}")
         made = cache if isinstance(cache, Cache) else None
@@ -166,6 +179,8 @@ class Settings:
             max_concurrent=check_whole("max_concurrent", max_concurrent, least=1),
             timeout_seconds=check_number("timeout_seconds", timeout_seconds, above=0, most=_MOST_SECONDS),
             max_retries=check_whole("max_retries", max_retries, least=0),
+            deadline_seconds=check_deadline(deadline_seconds),
+            raise_errors=raise_errors,
             enable_cache=enabled,
             enable_tracking=enable_tracking,
             cache=made,
@@ -202,6 +217,8 @@ class Settings:
             "max_concurrent": self.max_concurrent,
             "timeout_seconds": self.timeout_seconds,
             "max_retries": self.max_retries,
+            "deadline_seconds": self.deadline_seconds,
+            "raise_errors": self.raise_errors,
             "enable_tracking": self.enable_tracking,
             "enable_cache": self.enable_cache,
             "cache": cache.url,
@@ -210,6 +227,16 @@ class Settings:
             "exclude_agents": sorted(self.exclude_agents),
         }
         return tuple(Setting(name, value, self.origins[name]) for name, value in values.items())
+
+
+def check_deadline(deadline_seconds: Optional[float]) -> Optional[float]:
+    """Return the bound of an execution in seconds, or None for none.
+
+    :raises ConfigError: if it is not a number above 0, or longer than a day.
+    """
+    if deadline_seconds is None:
+        return None
+    return check_number("deadline_seconds", deadline_seconds, above=0, most=_MOST_SECONDS)
 
 
 def check_api_key(api_key: Optional[str]) -> Optional[str]:

@@ -27,6 +27,7 @@ from claude_force_orchestrator import (
     SpendLimitError,
 )
 from claude_force_orchestrator._calls import MAX_RETRY_AFTER, backoff, retry_after
+from claude_force_orchestrator._families import Families
 
 
 async def _ask(it: AsyncAgentOrchestrator) -> Any:
@@ -64,9 +65,7 @@ def test_a_lasting_failure_is_not_tried_again(run: Any, api: Any, status: int, e
     assert type(result.error.__cause__).__module__.startswith("anthropic")
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [(429, RateLimitError), (500, ServerError), (409, ServerError), (529, OverloadedError)]
-)
+@pytest.mark.parametrize(("status", "error"), [(500, ServerError), (409, ServerError), (529, OverloadedError)])
 @pytest.mark.parametrize("max_retries", [0, 2])
 def test_attempts_end_after_the_retries_and_nobody_multiplies_them(
     run: Any, api: Any, status: int, error: type, max_retries: int
@@ -75,6 +74,18 @@ def test_attempts_end_after_the_retries_and_nobody_multiplies_them(
     result = run(_ask, max_retries=max_retries)
     assert type(result.error) is error
     assert len(api.requests) == result.error.attempts == max_retries + 1
+
+
+@pytest.mark.parametrize(("max_retries", "attempts"), [(0, 1), (2, 10), (12, 13)])
+def test_a_rate_limit_is_no_failure_of_the_call_that_meets_it(
+    make: Any, run: Any, api: Any, max_retries: int, attempts: int
+) -> None:
+    api.default = api.reply(status=429, headers={"retry-after-ms": "1"})
+    orchestrator = make(max_retries=max_retries)
+    orchestrator._families = orchestrator._caller._families = Families(10, lambda *_, **__: None, jitter=lambda: 0.0)
+    result = run(_ask, orchestrator)
+    assert type(result.error) is RateLimitError
+    assert len(api.requests) == result.error.attempts == attempts
 
 
 def test_a_reached_spend_limit_is_not_tried_again(run: Any, api: Any) -> None:
