@@ -1,10 +1,10 @@
-"""Answers, as they are kept in the cache."""
+"""Answers: what a reply of the Messages API says, and how it is kept in the cache."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, FrozenSet, Optional
+from dataclasses import dataclass, field
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple
 
 from claude_force_cache import InvalidValueError
 
@@ -16,16 +16,23 @@ from ._errors import (
     RefusedError,
 )
 
-__all__ = ["Answer", "AnswerCodec", "read_message"]
+__all__ = ["EVENT_STREAM", "Answer", "AnswerCodec", "Parts", "read_answer"]
+
+EVENT_STREAM = "text/event-stream"
+"""The content type of a streamed reply."""
+
+Parts = Tuple[Tuple[str, str], ...]
+"""The names of the parts of a request, each with its value where that is short, else a short digest of it."""
 
 _COMPLETE: FrozenSet[Optional[str]] = frozenset({"end_turn", "stop_sequence"})
 _TRUNCATED: FrozenSet[Optional[str]] = frozenset({"max_tokens", "model_context_window_exceeded"})
 _WAITING: FrozenSet[Optional[str]] = frozenset({"tool_use", "pause_turn"})
+_THINKING = frozenset({"thinking", "redacted_thinking"})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What Claude answered, and what it took.
+    """What Claude answered, what it took, and the reply that says so, as it came.
 
     :param text: the text, all text blocks joined.
     :param model: the model that answered, as the API names it.
@@ -38,6 +45,13 @@ class Answer:
     :param request_id: the API's id of the request, or None.
     :param agent_name: the agent that asked first.
     :param created: when the answer came, in seconds since 1970.
+    :param thinking: whether it holds thinking, which is bound to the account that it was made for.
+    :param body: the reply's body: a message in JSON, or the recorded event stream of one.
+    :param content_type: the body's media type, in lower case, without parameters.
+    :param api_version: the ``anthropic-version`` of the request, or None if it is not known.
+    :param account: a keyed digest of the credentials that the answer was made for, or None if it is not known.
+    :param parts: what the request consisted of.
+    :param suspicions: what was suspicious about the texts of the request.
     """
 
     text: str
@@ -51,6 +65,13 @@ class Answer:
     request_id: Optional[str] = None
     agent_name: str = ""
     created: float = 0.0
+    thinking: bool = False
+    body: bytes = field(default=b"", repr=False)
+    content_type: str = ""
+    api_version: Optional[str] = None
+    account: Optional[str] = None
+    parts: Parts = ()
+    suspicions: Tuple[str, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -90,71 +111,94 @@ def _blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-_TYPES = {
-    **dict.fromkeys((field.name for field in fields(Answer)), (int,)),
-    "text": (str,),
-    "model": (str,),
-    "stop_reason": (str, type(None)),
-    "request_id": (str, type(None)),
-    "agent_name": (str,),
-    "created": (int, float),
-}
-
-
 class AnswerCodec:
-    """Turns answers into bytes and back: JSON in UTF-8, so that an entry can be read by eye."""
+    """Turns answers into bytes and back: a line of JSON on what came with the reply, then its body as it came."""
 
-    schema = "claude-force/answer/1"
+    schema = "claude-force/answer/2"
     immutable = True
 
     def encode(self, value: Answer) -> bytes:
-        """Return the answer as JSON.
+        """Return the reply that the answer was read from, with what is known of it.
 
-        :raises InvalidValueError: if the text holds lone surrogates, which no UTF-8 can carry.
+        :raises InvalidValueError: if the answer was not read from a reply, see :func:`read_answer`.
         """
-        try:
-            return json.dumps(asdict(value), ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidValueError(
-                f"the answer holds a lone surrogate at character {error.start} and cannot be stored"
-            ) from None
+        if not value.body:
+            raise InvalidValueError("the answer has no body: only answers that were read from a reply can be stored")
+        line = json.dumps({name: getattr(value, name) for name in _KEPT}, separators=(",", ":"))
+        return b"%s\n%s" % (line.encode(), value.body)
 
     def decode(self, data: bytes) -> Answer:
         """Return the answer.
 
         :raises ValueError: if ``data`` is not what :meth:`encode` writes.
         """
-        table = json.loads(data)
-        if not isinstance(table, dict) or table.keys() != _TYPES.keys():
+        line, _, body = data.partition(b"\n")
+        kept = json.loads(line)
+        if not isinstance(kept, dict) or kept.keys() != _KEPT.keys():
             raise ValueError("not an answer: the fields differ")
-        for name, types in _TYPES.items():
-            if not isinstance(table[name], types) or isinstance(table[name], bool):
-                raise ValueError(f"not an answer: {name} is a {type(table[name]).__name__}")
-        return Answer(**table)
+        for name, types in _KEPT.items():
+            if not isinstance(kept[name], types) or isinstance(kept[name], bool):
+                raise ValueError(f"not an answer: {name} is a {type(kept[name]).__name__}")
+        kept["parts"] = tuple(map(tuple, kept["parts"]))
+        kept["suspicions"] = tuple(kept["suspicions"])
+        try:
+            return read_answer(body, **kept)
+        except InvalidAnswerError as error:
+            raise ValueError(str(error)) from None
 
 
-def read_message(message: Any, *, agent_name: str, created: float) -> Answer:
-    """Return the answer that a ``Message`` of the SDK holds.
+_KEPT: Mapping[str, Tuple[type, ...]] = {
+    "content_type": (str,),
+    "request_id": (str, type(None)),
+    "api_version": (str, type(None)),
+    "account": (str, type(None)),
+    "agent_name": (str,),
+    "created": (int, float),
+    "parts": (list,),
+    "suspicions": (list,),
+}
+"""What is stored beside the body, since the body does not say it."""
 
-    The SDK builds a ``Message`` out of whatever a server replies without checking it, hence the checks here.
 
-    :raises InvalidAnswerError: if it is not a message in the API's format.
+def read_answer(
+    body: bytes,
+    *,
+    content_type: str,
+    request_id: Optional[str] = None,
+    api_version: Optional[str] = None,
+    account: Optional[str] = None,
+    agent_name: str = "",
+    created: float = 0.0,
+    parts: Parts = (),
+    suspicions: Tuple[str, ...] = (),
+) -> Answer:
+    """Return the answer that the body of a reply holds.
+
+    :raises InvalidAnswerError: if it is not a whole message in the API's format: no message at all, or an event
+        stream that ended early or with an error.
     """
-    usage = getattr(message, "usage", None)
-    content = getattr(message, "content", None)
-    model = getattr(message, "model", None)
-    if usage is None or not isinstance(content, list) or not isinstance(model, str):
-        raise InvalidAnswerError(
-            "the reply is not a message in the API's format; check that the base URL is that of a Messages API"
-        )
-    texts = [block.text for block in content if getattr(block, "type", None) == "text"]
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidAnswerError("the reply holds a text block without text")
-    stop_reason = getattr(message, "stop_reason", None)
-    request_id = getattr(message, "_request_id", None)
-    by_life = getattr(usage, "cache_creation", None)
+    try:
+        message = _read_events(body) if content_type == EVENT_STREAM else json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _not_a_message(f" ({error})") from None
+    if not isinstance(message, dict):
+        raise _not_a_message()
+    usage, content, model = message.get("usage"), message.get("content"), message.get("model")
+    if not isinstance(usage, dict) or not isinstance(content, list) or not isinstance(model, str):
+        raise _not_a_message()
+    texts: List[str] = []
+    thinking = False
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            if not isinstance(block.get("text"), str):
+                raise InvalidAnswerError("the reply holds a text block without text")
+            texts.append(block["text"])
+        elif isinstance(kind, str) and kind in _THINKING:
+            thinking = True
+    stop_reason, by_life = message.get("stop_reason"), usage.get("cache_creation")
     written = _tokens(usage, "cache_creation_input_tokens")
-    written_1h = min(_tokens(by_life, "ephemeral_1h_input_tokens"), written)
+    written_1h = min(_tokens(by_life, "ephemeral_1h_input_tokens"), written) if isinstance(by_life, dict) else 0
     return Answer(
         text="".join(texts),
         model=model,
@@ -164,12 +208,72 @@ def read_message(message: Any, *, agent_name: str, created: float) -> Answer:
         cache_read_tokens=_tokens(usage, "cache_read_input_tokens"),
         cache_write_5m_tokens=written - written_1h,
         cache_write_1h_tokens=written_1h,
-        request_id=request_id if isinstance(request_id, str) else None,
+        request_id=request_id,
         agent_name=agent_name,
         created=created,
+        thinking=thinking,
+        body=body,
+        content_type=content_type,
+        api_version=api_version,
+        account=account,
+        parts=parts,
+        suspicions=suspicions,
     )
 
 
-def _tokens(usage: Any, name: str) -> int:
-    value = getattr(usage, name, None)
+def _not_a_message(reason: str = "") -> InvalidAnswerError:
+    return InvalidAnswerError(
+        f"the reply is not a message in the API's format{reason}; check that the base URL is that of a Messages API"
+    )
+
+
+def _tokens(usage: Mapping[str, Any], name: str) -> int:
+    value = usage.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _read_events(body: bytes) -> Dict[str, Any]:
+    """Return the message that an event stream tells, as far as :func:`read_answer` looks at it.
+
+    :raises ValueError: if it is not the whole of a message.
+    """
+    message: Optional[Dict[str, Any]] = None
+    blocks: Dict[Any, Dict[str, Any]] = {}
+    texts: Dict[Any, List[str]] = {}
+    try:
+        for event in _events(body):
+            kind = event["type"]
+            if kind == "content_block_delta":
+                if event["delta"]["type"] == "text_delta":
+                    texts[event["index"]].append(event["delta"]["text"])
+            elif kind == "message_start":
+                message = dict(event["message"])
+            elif kind == "content_block_start":
+                block = blocks[event["index"]] = dict(event["content_block"])
+                texts[event["index"]] = [block["text"]] if block.get("type") == "text" else []
+            elif kind == "message_delta" and message is not None:
+                message.update(event["delta"])
+                reported = {name: count for name, count in (event.get("usage") or {}).items() if count is not None}
+                message["usage"] = {**message["usage"], **reported}
+            elif kind == "error":
+                raise ValueError("the event stream reports an error")
+            elif kind == "message_stop" and message is not None:
+                for index, block in blocks.items():
+                    if block.get("type") == "text":
+                        block["text"] = "".join(texts[index])
+                message["content"] = list(blocks.values())
+                return message
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("an event is not in the API's format") from None
+    raise ValueError("the event stream ended before message_stop")
+
+
+def _events(body: bytes) -> Iterator[Dict[str, Any]]:
+    """Iterate over the data of the events, whose ``type`` repeats what the event is called."""
+    data: List[bytes] = []
+    for line in body.splitlines():  # of bytes: text would also be split at separators that JSON may hold
+        if line.startswith(b"data:"):
+            data.append(line[5:])
+        elif not line and data:
+            yield json.loads(b"\n".join(data))
+            data = []

@@ -57,8 +57,9 @@ _BY_STATUS: Mapping[int, Type[CallError]] = {
 def backoff(failures: int, asked: Optional[float], *, jitter: Callable[[], float] = random.random) -> float:
     """Return the pause before the next attempt, in seconds.
 
-    Exponential with full jitter, so that clients that failed together do not return together. What the server
-    asked for is never undercut; the jitter comes on top of it, for the same reason.
+    Each is at least a fifth longer than the one before, up to 8 s, and spread over two fifths of its length, so that
+    clients that failed together do not return together. What the server asked for is never undercut; the spread
+    comes on top of it, for the same reason.
 
     :param failures: how many attempts failed, at least 1.
     :param asked: the seconds that the server asked for, or None.
@@ -66,7 +67,7 @@ def backoff(failures: int, asked: Optional[float], *, jitter: Callable[[], float
     """
     if asked is not None:
         return asked + jitter() * _BACKOFF_BASE
-    return jitter() * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
+    return (0.6 + 0.4 * jitter()) * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
@@ -97,12 +98,14 @@ class Reply(NamedTuple):
     :param body: the reply's body as it came, content encodings undone.
     :param headers: the reply's headers; names are looked up whatever their case.
     :param content_type: the media type without its parameters, in lower case.
+    :param sent: the request's headers, likewise. They hold the credentials.
     """
 
     message: Any
     body: bytes
     headers: Mapping[str, str]
     content_type: str
+    sent: Mapping[str, str]
 
 
 class Caller:
@@ -237,7 +240,7 @@ async def _send(client: Any, arguments: Mapping[str, Any]) -> Reply:
     message = await parsed if inspect.isawaitable(parsed) else parsed  # SDKs before 1.0 parse without awaiting
     response = raw.http_response
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Reply(message, response.content, response.headers, content_type)
+    return Reply(message, response.content, response.headers, content_type, raw.http_request.headers)
 
 
 class _Failure(NamedTuple):
@@ -262,7 +265,7 @@ def _read_body(body: object) -> Tuple[Optional[str], Optional[str]]:
     if not isinstance(error, dict):
         return None, None
     message, details = error.get("message"), error.get("details")
-    code = details.get("error_code") if isinstance(details, dict) else None
+    code = details.get("error_code") if isinstance(details, dict) else error.get("type")
     return message if isinstance(message, str) else None, code if isinstance(code, str) else None
 
 

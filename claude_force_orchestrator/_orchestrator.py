@@ -30,7 +30,7 @@ from typing_extensions import Literal
 
 from claude_force_cache import Cache, CacheEntry, CacheError, ConfigurationError
 
-from ._answer import Answer, read_message
+from ._answer import Answer, read_answer
 from ._cache_section import MOST_TTL_HOURS
 from ._calls import Caller
 from ._client import Clients, make_client
@@ -49,7 +49,7 @@ from ._families import Families, FamilyLimit
 from ._ledger import Ledger
 from ._prices import PriceList
 from ._project import Project
-from ._request import Request, RequestTemplate
+from ._request import Request, RequestTemplate, custom_headers
 from ._result import AgentResult, Totals
 from ._settings import DEFAULT_MODEL, CacheArgument, Settings, check_deadline
 from ._streaming import as_completed
@@ -411,7 +411,13 @@ class AsyncAgentOrchestrator:
         template = self._templates.get(key)
         if template is None or template.loaded is not loaded:
             request = RequestTemplate(
-                agent_name, self.settings.base_url, resolved, max_tokens, checked_temperature, loaded.definition
+                agent_name,
+                self.settings.base_url,
+                resolved,
+                max_tokens,
+                checked_temperature,
+                loaded.definition,
+                custom_headers(os.environ),
             )
             template = _Template(request, loaded, agent_name not in self.settings.exclude_agents)
             if len(self._templates) >= _MOST_TEMPLATES:
@@ -427,7 +433,15 @@ class AsyncAgentOrchestrator:
         """
         try:
             reply = await self._caller.call(request)
-            answer = read_message(reply.message, agent_name=request.template.agent_name, created=self._clock())
+            answer = read_answer(
+                reply.body,
+                content_type=reply.content_type,
+                request_id=reply.headers.get("request-id"),
+                api_version=reply.sent.get("anthropic-version"),
+                agent_name=request.template.agent_name,
+                created=self._clock(),
+                parts=request.parts,
+            )
         except OrchestratorError:
             raise
         except Exception as defect:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Optional
+from dataclasses import replace
+from typing import Any, List, Optional
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from claude_force_orchestrator import (
     InvalidAnswerError,
     RefusedError,
 )
+from claude_force_orchestrator._answer import EVENT_STREAM, read_answer
 
 
 def _twice(run: Any) -> Any:
@@ -125,11 +127,10 @@ def test_a_page_that_is_no_api_is_a_failed_task(run: Any, api: Any) -> None:
     assert "base URL" in result.errors[0]
 
 
-def test_an_answer_that_cannot_be_stored_is_not_lost(run: Any, api: Any) -> None:
-    body = json.dumps({"text": "\ud800"}).encode()
-    api.says(api.reply(_message_with(b'"A good answer."', body[9:-1])))
+def test_an_answer_with_a_lone_surrogate_is_kept_as_it_came(run: Any, api: Any) -> None:
+    api.says(api.reply(api.message("\ud800")), "another")
     first, again, _ = _twice(run)
-    assert (first.success, first.output, again.metadata.cached) == (True, "\ud800", False)
+    assert (first.output, again.output, again.metadata.cached) == ("\ud800", "\ud800", True)
 
 
 def test_an_answer_that_is_too_large_for_the_cache_is_not_lost(make: Any, run: Any, api: Any) -> None:
@@ -143,49 +144,105 @@ def test_an_answer_that_is_too_large_for_the_cache_is_not_lost(make: Any, run: A
     assert [(result.success, result.metadata.cached) for result in results] == [(True, False)] * 2
 
 
-def _message_with(old: bytes, new: bytes) -> bytes:
-    body = {
-        "id": "m",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-haiku-5-5",
-        "content": [{"type": "text", "text": "A good answer."}],
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 1, "output_tokens": 1},
-    }
-    return json.dumps(body).encode().replace(old, new)
-
-
-_text = st.text(st.characters(exclude_categories=["Cs"]))  # type: ignore[call-arg]  # hypothesis has both spellings
+_KINDS = ["text", "thinking", "redacted_thinking", "tool_use", "server_tool_use"]
+_text = st.text()
 _count = st.integers(0, 2**40)
-_answers = st.builds(
-    Answer,
-    text=_text,
-    model=_text,
-    stop_reason=st.none() | _text,
-    input_tokens=_count,
-    output_tokens=_count,
-    cache_read_tokens=_count,
-    cache_write_5m_tokens=_count,
-    cache_write_1h_tokens=_count,
-    request_id=st.none() | _text,
-    agent_name=_text,
-    created=st.floats(0, 1e11),
+_blocks = st.lists(st.fixed_dictionaries({"type": st.sampled_from(_KINDS), "text": _text}), max_size=4)
+_usages = st.fixed_dictionaries(
+    {"input_tokens": _count, "output_tokens": _count},
+    optional={"cache_read_input_tokens": _count | st.none(), "cache_creation_input_tokens": _count},
+)
+_bodies = st.fixed_dictionaries(
+    {"model": _text, "content": _blocks, "stop_reason": st.none() | _text, "usage": _usages}
 )
 
 
-@given(_answers)
-def test_an_answer_survives_its_encoding(answer: Answer) -> None:
+def _as_json(message: Any) -> bytes:
+    return json.dumps(message).encode()
+
+
+def _as_events(message: Any) -> bytes:
+    """Return a message as the API streams it, each text in pieces."""
+    usage = message["usage"]
+    events: List[Any] = [
+        {"type": "message_start", "message": {**message, "content": [], "stop_reason": None, "usage": usage}},
+        {"type": "ping"},
+    ]
+    for index, block in enumerate(message["content"]):
+        start = {**block, "text": ""} if block["type"] == "text" else block
+        events.append({"type": "content_block_start", "index": index, "content_block": start})
+        if block["type"] == "text":
+            pieces = [{"type": "text_delta", "text": letter} for letter in block["text"]]
+            events.extend({"type": "content_block_delta", "index": index, "delta": piece} for piece in pieces)
+        events.append({"type": "content_block_stop", "index": index})
+    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
+    events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": usage["output_tokens"]}})
+    events.append({"type": "message_stop"})
+    return b"".join(b"event: %s\r\ndata: %s\r\n\r\n" % (e["type"].encode(), json.dumps(e).encode()) for e in events)
+
+
+_ENCODINGS = [(_as_json, "application/json"), (_as_events, EVENT_STREAM)]
+
+
+@given(
+    _bodies,
+    st.sampled_from(_ENCODINGS),
+    st.fixed_dictionaries(
+        {
+            "request_id": st.none() | _text,
+            "api_version": st.none() | _text,
+            "account": st.none() | _text,
+            "agent_name": _text,
+            "created": st.floats(0, 1e11),
+            "parts": st.lists(st.tuples(_text, _text), max_size=3).map(tuple),
+            "suspicions": st.lists(_text, max_size=3).map(tuple),
+        }
+    ),
+)
+def test_an_answer_survives_its_encoding(message: Any, encoding: Any, known: Any) -> None:
+    write, content_type = encoding
+    answer = read_answer(write(message), content_type=content_type, **known)
     assert AnswerCodec().decode(AnswerCodec().encode(answer)) == answer
 
 
+@given(_bodies)
+def test_a_streamed_answer_says_what_the_whole_one_says(message: Any) -> None:
+    whole, streamed = (read_answer(write(message), content_type=kind) for write, kind in _ENCODINGS)
+    assert replace(streamed, body=whole.body, content_type=whole.content_type) == whole
+
+
+@given(_bodies, st.data())
+def test_a_stream_that_ended_early_is_no_answer(message: Any, data: Any) -> None:
+    body = _as_events(message)
+    end = body.index(b"event: message_stop")
+    with pytest.raises(InvalidAnswerError, match="format"):
+        read_answer(body[: data.draw(st.integers(0, end))], content_type=EVENT_STREAM)
+
+
+def test_a_stream_with_an_error_is_no_answer() -> None:
+    body = _as_events(_MESSAGE)
+    at = body.index(b"event: message_stop")
+    error = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'
+    with pytest.raises(InvalidAnswerError, match="reports an error"):
+        read_answer(body[:at] + error + body[at:], content_type=EVENT_STREAM)
+
+
+_MESSAGE = {
+    "model": "m",
+    "content": [{"type": "text", "text": "h\u00e9llo"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 1, "output_tokens": 1},
+}
+
+
 def test_the_text_of_an_entry_can_be_read_by_eye() -> None:
-    assert "h\u00e9llo".encode() in AnswerCodec().encode(Answer("h\u00e9llo", "m", None, 1, 1))
+    body = json.dumps(_MESSAGE, ensure_ascii=False).encode()
+    assert "h\u00e9llo".encode() in AnswerCodec().encode(read_answer(body, content_type="application/json"))
 
 
-def test_a_lone_surrogate_cannot_be_encoded() -> None:
-    with pytest.raises(InvalidValueError, match="surrogate"):
-        AnswerCodec().encode(Answer("\ud800", "m", None, 1, 1))
+def test_an_answer_that_was_not_read_from_a_reply_cannot_be_encoded() -> None:
+    with pytest.raises(InvalidValueError, match="no body"):
+        AnswerCodec().encode(Answer("x", "m", None, 1, 1))
 
 
 @given(
@@ -197,12 +254,29 @@ def test_what_is_no_answer_is_a_value_error(data: bytes) -> None:
         AnswerCodec().decode(data)
 
 
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists), st.sampled_from(_ENCODINGS))
+def test_a_body_that_is_no_message_is_an_invalid_answer(body: Any, encoding: Any) -> None:
+    data = json.dumps(body).encode()
+    for written in (data, b"data: %s\n\n" % data):
+        with pytest.raises(InvalidAnswerError):
+            read_answer(written, content_type=encoding[1])
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"text": 1}, {"input_tokens": "1"}, {"input_tokens": True}, {"created": None}, {"extra": 1}, {"stop_reason": 1}],
+    [
+        {"content_type": 1},
+        {"request_id": 1},
+        {"agent_name": None},
+        {"created": True},
+        {"extra": 1},
+        {"parts": "ab"},
+        {"account": 1},
+    ],
     ids=str,
 )
 def test_an_answer_with_a_wrong_field_is_a_value_error(change: Any) -> None:
-    table = json.loads(AnswerCodec().encode(Answer("x", "m", None, 1, 1)))
+    data = AnswerCodec().encode(read_answer(_as_json(_MESSAGE), content_type="application/json"))
+    line, _, body = data.partition(b"\n")
     with pytest.raises(ValueError, match="not an answer"):
-        AnswerCodec().decode(json.dumps({**table, **change}).encode())
+        AnswerCodec().decode(json.dumps({**json.loads(line), **change}).encode() + b"\n" + body)
