@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Callable, Generic, Iterator, Optional, Type, TypeVar, Union
+from typing import Awaitable, Callable, Generic, Iterator, Optional, Type, TypeVar, Union
 
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -18,6 +18,7 @@ from ._results import CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
 __all__ = ["BlockingCache"]
 
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class BlockingCache(Generic[V]):
@@ -48,6 +49,19 @@ class BlockingCache(Generic[V]):
     ) -> None:
         self._portal = None
         self._stack.close()
+
+    @property
+    def cache(self) -> Cache[V]:
+        """The cache itself. Its verbs belong to the event loop of this twin, see :meth:`run`."""
+        return self._cache
+
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``work`` returns, awaited in the event loop that the cache runs in.
+
+        :raises BackendClosedError: outside of ``with``.
+        :raises Exception: what ``work`` raises.
+        """
+        return self._loop.call(work)
 
     def get(self, key: KeyPart) -> Union[V, Missing]:
         """See :meth:`Cache.get`."""
