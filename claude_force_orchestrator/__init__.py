@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
     from ._answer import Answer, AnswerCodec
+    from ._cached import cached
     from ._context import MAX_CONTEXT_CHARACTERS, Context
     from ._errors import (
         AnswerError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     )
     from ._events import OrchestratorEvents
     from ._families import FamilyLimit, model_family
+    from ._middleware import CacheMiddleware
     from ._orchestrator import AgentTask, AsyncAgentOrchestrator, CacheMode
     from ._prices import Price, PriceList, Tariff
     from ._project import AgentEntry, Definition, Project
@@ -65,13 +67,14 @@ __all__ = [
     "AsyncAgentOrchestrator",
     "AuthenticationError",
     "BadRequestError",
+    "CacheMiddleware",
     "CacheMode",
     "CallError",
     "CallTimeoutError",
     "ConfigError",
     "ConnectionFailedError",
-    "DeadlineExceededError",
     "Context",
+    "DeadlineExceededError",
     "Definition",
     "EmptyAnswerError",
     "ExecutionMetadata",
@@ -98,6 +101,7 @@ __all__ = [
     "Tariff",
     "Totals",
     "UnknownAgentError",
+    "cached",
     "model_family",
 ]
 
@@ -116,6 +120,8 @@ _MODULES = (
     "_events",
     "_families",
     "_orchestrator",
+    "_cached",
+    "_middleware",
 )
 
 

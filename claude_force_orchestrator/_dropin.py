@@ -1,0 +1,416 @@
+"""The drop-in: what becomes of a program's own request for a message, with a cache in front of the API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import replace
+from typing import Any, Callable, Dict, Iterable, MutableMapping, NamedTuple, Optional, Tuple, Union
+from weakref import WeakKeyDictionary
+
+from typing_extensions import TypedDict, Unpack
+
+from claude_force_cache import BackendClosedError, BlockingCache, Cache, CacheEntry, CacheError, InvalidKeyError
+
+from ._answer import EVENT_STREAM, Answer, read_answer
+from ._errors import ConfigError, InvalidAnswerError
+from ._exchange import (
+    CONTROL_HEADER,
+    Body,
+    Headers,
+    MarkedBody,
+    Question,
+    Response,
+    Send,
+    WholeBody,
+    media_type,
+    read_whole,
+)
+from ._http import ThreadedSend
+from ._relay import Broadcast, Listener, Relay
+
+__all__ = ["BlockingDropIn", "DropIn", "DropInOptions"]
+
+_MODES = ("no-cache", "no-store", "only-if-cached")
+_PASSING = frozenset({408, 409, 429})
+_MAX_RECORDED_BYTES = 16 * 1024 * 1024
+_logger = logging.getLogger("claude_force_orchestrator")
+
+_Entry = CacheEntry[Answer]
+_Relays = Dict[Tuple[object, ...], Relay[_Entry]]
+
+_under_way: MutableMapping[Cache[Answer], MutableMapping[asyncio.AbstractEventLoop, _Relays]] = WeakKeyDictionary()
+"""The streams under way, by cache and event loop: clients that share a cache share them, too."""
+
+
+class DropInOptions(TypedDict, total=False):
+    """The options of :class:`CacheMiddleware` and :func:`cached`."""
+
+    ttl: Optional[float]
+    max_age: Optional[float]
+    stale_while_revalidate: float
+    stale_if_error: float
+    tags: Iterable[str]
+    store_tool_use: bool
+    mark_usage: bool
+    max_recorded_bytes: int
+
+
+class _Refusal(NamedTuple):
+    """A reply that is no answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class _NoAnswerError(Exception):
+    """Raised within a flight when the API gave no answer, with what it gave instead, for the one who asked."""
+
+    def __init__(self, what: Union[Exception, _Refusal]) -> None:
+        super().__init__()
+        self.what = what
+
+    @property
+    def passing(self) -> bool:
+        """Whether an older answer is better than this."""
+        return isinstance(self.what, Exception) or self.what.status in _PASSING or self.what.status >= 500
+
+    def response(self) -> Response:
+        """Return what the API gave instead, or raise what it took to find out."""
+        if isinstance(self.what, Exception):
+            raise self.what
+        return Response(self.what.status, list(self.what.headers), WholeBody(self.what.body))
+
+
+class _NotSharedError(Exception):
+    """Raised within a flight when what came is of use only to those who listened while it came."""
+
+
+class _Own:
+    """One caller's own call: how to make it, and what it brought."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.headers: Headers = []
+        self.answer: Optional[Answer] = None
+
+    def response(self) -> Optional[Response]:
+        """Return what it brought, or None if it was not made, or brought nothing."""
+        if self.answer is None:
+            return None
+        return Response(200, [*self.headers, (CONTROL_HEADER, "miss")], WholeBody(self.answer.body))
+
+
+class DropIn:
+    """Answers requests for messages from a cache, or else from the API, and then stores the answer.
+
+    The options are explained at :class:`CacheMiddleware`.
+
+    :raises ConfigError: if the cache or an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        cache: Union[Cache[Answer], BlockingCache[Answer]],
+        *,
+        ttl: Optional[float] = None,
+        max_age: Optional[float] = None,
+        stale_while_revalidate: float = 0.0,
+        stale_if_error: float = 0.0,
+        tags: Iterable[str] = (),
+        store_tool_use: bool = False,
+        mark_usage: bool = False,
+        max_recorded_bytes: int = _MAX_RECORDED_BYTES,
+    ) -> None:
+        if isinstance(cache, BlockingCache):
+            raise ConfigError("an asynchronous client takes the Cache itself, not a BlockingCache")
+        if not isinstance(cache, Cache):
+            raise ConfigError(f"a {type(cache).__name__} is no cache: give open_cache(..., codec=AnswerCodec())")
+        if isinstance(tags, str):
+            raise ConfigError(f"tags is a list of texts, not one text: [{tags!r}]")
+        self._cache = cache
+        self._max_age = max_age
+        self._freshness: Dict[str, Any] = {
+            **({} if ttl is None else {"ttl": ttl}),
+            "max_age": max_age,
+            "stale_while_revalidate": stale_while_revalidate,
+            "stale_if_error": stale_if_error,
+            "stale_if": _is_passing,
+            "tags": tuple(tags),
+        }
+        self._store_tool_use = store_tool_use
+        self._mark_usage = mark_usage
+        self._limit = max_recorded_bytes
+        self._warned = False
+
+    async def respond(self, question: Question, send: Send) -> Response:
+        """Return the reply to a question, out of the cache or from the API.
+
+        Errors of the cache are logged, and cost nothing but its benefit.
+
+        :raises Exception: what ``send`` raises.
+        """
+        if question.mode is not None and question.mode not in _MODES:
+            return _refuse(400, f"{CONTROL_HEADER} must be one of {', '.join(_MODES)}, not {question.mode!r}")
+        if question.mode == "no-store":
+            return await send()
+        own = _Own(send)
+        try:
+            return await self._look_up(question, own)
+        except _NoAnswerError as failure:
+            no_answer = failure
+        except _NotSharedError:
+            return await send()
+        except Exception as error:  # noqa: BLE001 - logged; it costs the cache's benefit, never an answer
+            if not isinstance(error, InvalidKeyError):  # a request that no key can be made of is none of its matters
+                self.warn(error)
+            return own.response() or (_not_cached() if question.mode == "only-if-cached" else await send())
+        return no_answer.response()
+
+    async def _look_up(self, question: Question, own: _Own) -> Response:
+        if question.mode == "only-if-cached":
+            return await self._only_if_cached(question)
+        return await (self._stream(question, own) if question.streamed else self._whole(question, own))
+
+    async def _only_if_cached(self, question: Question) -> Response:
+        account = await self._account(question)
+        entry = await self._cache.get_entry(
+            question.key, max_age=self._max_age, usable_if=lambda answer: _usable(answer, question, account)
+        )
+        return _not_cached() if entry is None else self._replay(entry)
+
+    async def _whole(self, question: Question, own: _Own) -> Response:
+        account = await self._account(question)
+        entry = await self._fetch(question, account, lambda: self._ask(question, account, own))
+        response = None if entry.cached else own.response()
+        return response or self._replay(entry)
+
+    async def _stream(self, question: Question, own: _Own) -> Response:
+        account = await self._account(question)
+        refresh = question.mode == "no-cache"
+        name = (await self._cache.stored_key(question.key), account, question.api_version, refresh)
+        relays = _under_way.setdefault(self._cache, WeakKeyDictionary()).setdefault(asyncio.get_running_loop(), {})
+
+        async def work(relay: Relay[_Entry]) -> _Entry:
+            return await self._fetch(question, account, lambda: self._ask(question, account, own, relay))
+
+        def forget(relay: Relay[_Entry]) -> None:
+            if relays.get(name) is relay:
+                del relays[name]
+
+        retried = False
+        while True:
+            relay = relays.get(name)
+            leads = relay is None
+            if relay is None:
+                relay = relays[name] = Relay(work, forget)
+            elif not relay.open:
+                return await own.send()
+            try:
+                found = await relay.join()
+            except (_NoAnswerError, _NotSharedError):
+                # As for whole answers: the error is the first one's; the others try once more, together.
+                if leads or retried:
+                    raise
+                retried = True
+                continue
+            if isinstance(found, Broadcast):
+                return self._listen(relay, found, leads)
+            relay.leave()
+            response = own.response() if leads and not found.cached else None
+            return response or self._replay(found)
+
+    def _listen(self, relay: Relay[_Entry], broadcast: Broadcast, leads: bool) -> Response:
+        body: Body = _RelayedBody(relay, broadcast.listen())
+        if leads:
+            return Response(200, [*broadcast.headers, (CONTROL_HEADER, "miss")], body)
+        request_id = _header(broadcast.headers, "request-id")
+        return self._hit("hit", 0.0, EVENT_STREAM, request_id, body)
+
+    async def _fetch(self, question: Question, account: Optional[str], ask: Any) -> _Entry:
+        return await self._cache.fetch(
+            question.key,
+            ask,
+            store_if=self._storable,
+            usable_if=lambda answer: _usable(answer, question, account),
+            refresh=question.mode == "no-cache",
+            **self._freshness,
+        )
+
+    async def _account(self, question: Question) -> Optional[str]:
+        return None if question.account is None else await self._cache.stored_key(question.account)
+
+    def _storable(self, answer: Answer) -> bool:
+        ended = answer.storable or (self._store_tool_use and answer.stop_reason == "tool_use")
+        of_use = not answer.thinking or answer.account is not None
+        return ended and of_use and len(answer.body) <= self._limit
+
+    async def _ask(
+        self, question: Question, account: Optional[str], own: _Own, relay: Optional[Relay[_Entry]] = None
+    ) -> Answer:
+        """Return the API's answer.
+
+        :raises _NoAnswerError: if it gives none.
+        :raises _NotSharedError: if it was broadcast, and is not whole, or too large to be kept.
+        """
+        try:
+            response = await own.send()
+        except Exception as error:  # noqa: BLE001 - raised again where the answer is expected
+            raise _NoAnswerError(error) from None
+        own.headers, content_type = response.headers, media_type(response.headers)
+
+        def read(body: bytes) -> Optional[Answer]:
+            try:
+                answer = read_answer(
+                    body,
+                    content_type=content_type,
+                    request_id=_header(response.headers, "request-id"),
+                    api_version=question.api_version,
+                    account=account,
+                    created=time.time(),
+                    parts=question.parts,
+                )
+            except InvalidAnswerError:
+                return None
+            return answer if answer.thinking else replace(answer, account=None)
+
+        if relay is not None and response.status == 200 and content_type == EVENT_STREAM:
+            broadcast = Broadcast(response.headers, self._limit)
+            relay.begin(broadcast)
+            return await _record(response.body, broadcast, read)
+        try:
+            body = await read_whole(response.body)
+        except Exception as error:  # noqa: BLE001 - likewise
+            raise _NoAnswerError(error) from None
+        own.answer = read(body) if response.status == 200 else None
+        if own.answer is None:
+            raise _NoAnswerError(_Refusal(response.status, response.headers, body))
+        return own.answer
+
+    def _replay(self, entry: _Entry) -> Response:
+        """Return the response that a stored answer is."""
+        answer = entry.value
+        state = "stale" if entry.stale else "hit"
+        return self._hit(state, entry.age, answer.content_type, answer.request_id, WholeBody(answer.body))
+
+    def _hit(self, state: str, age: float, content_type: str, request_id: Optional[str], body: Body) -> Response:
+        headers = [("content-type", content_type), (CONTROL_HEADER, state), ("age", str(int(age)))]
+        if request_id is not None:
+            headers.append(("request-id", f"cached_{request_id}"))
+        return Response(200, headers, MarkedBody(body, content_type) if self._mark_usage else body)
+
+    def warn(self, error: Exception) -> None:
+        """Log that the cache failed: once aloud."""
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        defect = None if isinstance(error, CacheError) else error
+        _logger.log(
+            level, "the cache failed, requests are answered without it: %s", error or repr(error), exc_info=defect
+        )
+
+
+class BlockingDropIn:
+    """The same for blocking clients: in the event loop of a :class:`BlockingCache`, with calls in threads.
+
+    :raises ConfigError: if the cache or an option cannot be used.
+    """
+
+    def __init__(self, cache: Union[Cache[Answer], BlockingCache[Answer]], **options: Unpack[DropInOptions]) -> None:
+        if not isinstance(cache, BlockingCache):
+            raise ConfigError("a blocking client takes a BlockingCache: with BlockingCache(cache) as cache: ...")
+        self.cache = cache
+        self._dropin = DropIn(cache.cache, **options)
+
+    def respond(self, question: Question, send: Callable[[], Any]) -> Optional[Response]:
+        """Return the reply to a question, or None if the cache is not open, which is logged.
+
+        :param send: sends the request on, and returns the HTTP library's reply.
+        :raises Exception: what ``send`` raises.
+        """
+        try:
+            return self.cache.run(lambda: self._dropin.respond(question, ThreadedSend(send)))
+        except BackendClosedError as error:
+            self._dropin.warn(error)
+            return None
+
+
+async def _record(body: Body, broadcast: Broadcast, read: Callable[[bytes], Optional[Answer]]) -> Answer:
+    """Return the answer that a body streams, broadcast while it came.
+
+    :raises _NotSharedError: if it is not whole, or too large to be kept.
+    """
+    answer = None
+    try:
+        while True:
+            piece = await body.next()
+            if piece is None:
+                break
+            await broadcast.send(piece)
+    except asyncio.CancelledError:
+        # Everybody has left. What they left only after its end was paid for, and is kept.
+        answer = None if broadcast.excessive else read(broadcast.body)
+        if answer is None:
+            raise
+    except Exception as error:  # noqa: BLE001 - for those who listen
+        broadcast.end(error)
+        raise _NotSharedError from None
+    finally:
+        await body.close()
+    broadcast.end()
+    if answer is None and not broadcast.excessive:
+        answer = read(broadcast.body)
+    if answer is None:
+        raise _NotSharedError
+    return answer
+
+
+class _RelayedBody:
+    """What one caller hears of a relay."""
+
+    def __init__(self, relay: Relay[_Entry], listener: Listener) -> None:
+        self._relay = relay
+        self._listener = listener
+        self._left = False
+
+    async def next(self) -> Optional[bytes]:
+        """Return the next piece, or None when there is no more, and the whole is stored."""
+        piece = None if self._left else await self._listener.next()
+        if piece is None and not self._left:
+            await self._relay.finish()
+        return piece
+
+    async def close(self) -> None:
+        """Listen no longer."""
+        if not self._left:
+            self._left = True
+            self._listener.close()
+            self._relay.leave()
+
+
+def _usable(answer: Answer, question: Question, account: Optional[str]) -> bool:
+    """Whether an answer that was stored for another request of the same key is one to this question."""
+    if answer.api_version != question.api_version:
+        return False
+    return not answer.thinking or (account is not None and answer.account == account)
+
+
+def _is_passing(error: Exception) -> bool:
+    return isinstance(error, _NoAnswerError) and error.passing
+
+
+def _header(headers: Headers, name: str) -> Optional[str]:
+    return next((value for found, value in headers if found.lower() == name), None)
+
+
+def _not_cached() -> Response:
+    return _refuse(504, "the cache has no answer to this request, and only-if-cached does not ask the API")
+
+
+def _refuse(status: int, message: str) -> Response:
+    """Return an error in the API's format that the SDK does not retry."""
+    error = {"type": "invalid_request_error" if status == 400 else "not_cached_error", "message": message}
+    headers = [("content-type", "application/json"), ("x-should-retry", "false"), (CONTROL_HEADER, "miss")]
+    return Response(status, headers, WholeBody(json.dumps({"type": "error", "error": error}).encode()))
