@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Awaitable, Callable, Generic, Iterator, Optional, Type, TypeVar, Union
+from typing import Awaitable, Callable, Generic, Iterable, Iterator, Optional, Type, TypeVar, Union
 
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -67,13 +67,19 @@ class BlockingCache(Generic[V]):
         """See :meth:`Cache.get`."""
         return self._loop.call(self._cache.get, key)
 
-    def get_entry(self, key: KeyPart) -> Optional[CacheEntry[V]]:
+    def get_entry(
+        self,
+        key: KeyPart,
+        *,
+        max_age: Optional[float] = None,
+        usable_if: Optional[Callable[[V], bool]] = None,
+    ) -> Optional[CacheEntry[V]]:
         """See :meth:`Cache.get_entry`."""
-        return self._loop.call(self._cache.get_entry, key)
+        return self._loop.call(lambda: self._cache.get_entry(key, max_age=max_age, usable_if=usable_if))
 
-    def set(self, key: KeyPart, value: V, *, ttl: TTL = _DEFAULT) -> bool:
+    def set(self, key: KeyPart, value: V, *, ttl: TTL = _DEFAULT, tags: Iterable[str] = ()) -> bool:
         """See :meth:`Cache.set`."""
-        return self._loop.call(lambda: self._cache.set(key, value, ttl=ttl))
+        return self._loop.call(lambda: self._cache.set(key, value, ttl=ttl, tags=tags))
 
     def get_or_compute(
         self,
@@ -92,7 +98,13 @@ class BlockingCache(Generic[V]):
         compute: Callable[[], V],
         *,
         ttl: TTL = _DEFAULT,
+        max_age: Optional[float] = None,
+        stale_while_revalidate: float = 0.0,
+        stale_if_error: float = 0.0,
+        stale_if: Optional[Callable[[Exception], bool]] = None,
+        tags: Iterable[str] = (),
         store_if: Optional[Callable[[V], bool]] = None,
+        usable_if: Optional[Callable[[V], bool]] = None,
         refresh: bool = False,
     ) -> CacheEntry[V]:
         """See :meth:`Cache.fetch`; ``compute`` runs in a worker thread and may block."""
@@ -100,7 +112,29 @@ class BlockingCache(Generic[V]):
         async def in_thread() -> V:
             return await to_thread.run_sync(compute)
 
-        return self._loop.call(lambda: self._cache.fetch(key, in_thread, ttl=ttl, store_if=store_if, refresh=refresh))
+        return self._loop.call(
+            lambda: self._cache.fetch(
+                key,
+                in_thread,
+                ttl=ttl,
+                max_age=max_age,
+                stale_while_revalidate=stale_while_revalidate,
+                stale_if_error=stale_if_error,
+                stale_if=stale_if,
+                tags=tags,
+                store_if=store_if,
+                usable_if=usable_if,
+                refresh=refresh,
+            )
+        )
+
+    def invalidate(self, *tags: str) -> int:
+        """See :meth:`Cache.invalidate`."""
+        return self._loop.call(lambda: self._cache.invalidate(*tags))
+
+    def stored_key(self, key: KeyPart) -> str:
+        """See :meth:`Cache.stored_key`."""
+        return self._loop.call(self._cache.stored_key, key)
 
     def delete(self, key: KeyPart) -> bool:
         """See :meth:`Cache.delete`."""

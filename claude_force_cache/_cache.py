@@ -461,9 +461,7 @@ class Cache(Generic[V]):
         if entry is not None and self._serves(entry, demand):
             if entry.stale:
                 again = demand._replace(stale_if_error=0.0)
-                self._flight.start(
-                    f"refresh {names[0]}", lambda other: self._work(other, names, work, again, looks=False)
-                )
+                self._flight.start(f"refresh {names[0]}", lambda other: self._refresh(other, names, work, again))
         else:
             if work.tags:
                 # Before the value is made: what is invalidated from now on does not hold what comes of it.
@@ -481,6 +479,15 @@ class Cache(Generic[V]):
                 flight.commit()
                 entry = await self._keep_new(names, value, work, _Bond(work.tags, epochs, invalidations))
         return entry, self._shared(entry.value) if flight.depart() > 1 else None
+
+    async def _refresh(
+        self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand
+    ) -> _Landed[V]:
+        try:
+            return await self._work(flight, names, work, demand, looks=False)
+        except Exception as error:
+            _logger.info("cache %s serves a stale value, which could not be made anew: %s", self.url, error)
+            raise
 
     async def _after_error(
         self, entry: Optional[CacheEntry[V]], names: Sequence[str], demand: _Demand, error: Exception

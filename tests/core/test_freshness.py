@@ -1,0 +1,250 @@
+"""Values past their freshness: for whom they still do, and who makes the next ones."""
+
+import asyncio
+from typing import Any, Awaitable, Callable, Optional
+
+import pytest
+
+from claude_force_cache import MISSING, Cache, Usage, open_cache
+
+SECRET = "a secret of the tests"
+tiered = pytest.mark.parametrize("tier", [0, 1_000_000], ids=["no tier", "tier"])
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Source:
+    """Makes the values 1, 2, 3..., or fails while there is an error."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.asked = 0
+        self.error: Optional[Exception] = None
+        self.gate: Optional[asyncio.Event] = None
+
+    async def __call__(self) -> int:
+        self.asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.made += 1
+        return self.made
+
+
+def run(test: Callable[[Cache[Any], ManualClock, Source], Awaitable[None]], **options: Any) -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        async with open_cache("memory://", clock=clock, secrets=SECRET, **options) as cache:
+            await test(cache, clock, Source())
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come true")
+
+
+@tiered
+def test_a_reader_bounds_the_age_for_itself(tier: int) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=100)
+        clock.now += 10
+        assert (await cache.fetch("key", source, max_age=10.5)).value == 1
+        assert (await cache.get_entry("key", max_age=10)) is None
+        assert (await cache.fetch("key", source, ttl=100, max_age=10)).value == 2
+        entry = await cache.get_entry("key", max_age=1)
+        assert entry is not None
+        assert (entry.value, entry.age, entry.stale) == (2, 0.0, False)
+        assert (await cache.fetch("key", source, ttl=100, max_age=0)).value == 3
+
+    run(test, tier_bytes=tier)
+
+
+@tiered
+def test_a_stale_value_is_served_while_one_call_makes_the_next(tier: int) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=20)
+        clock.now += 10
+        assert await cache.get("key") is MISSING  # who does not ask for stale values gets none
+        source.gate = asyncio.Event()
+        entries = await asyncio.gather(
+            *(cache.fetch("key", source, ttl=10, stale_while_revalidate=20) for _ in range(50))
+        )
+        assert {(entry.value, entry.stale, entry.cached, entry.age) for entry in entries} == {(1, True, True, 10.0)}
+        await until(lambda: source.asked == 2)
+        source.gate.set()
+        await cache._flight.settle()
+        entry = await cache.fetch("key", source, ttl=10, stale_while_revalidate=20)
+        assert (entry.value, entry.stale, source.made) == (2, False, 2)
+        assert cache.stats().stale == 50
+
+    run(test, tier_bytes=tier)
+
+
+def test_a_value_is_gone_when_its_stale_time_is_over() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=20, stale_if_error=5)
+        clock.now += 29.9
+        assert (await cache.usage()).entries == 1
+        clock.now += 0.1
+        assert await cache.usage() == Usage(0, 0)
+        source.error = OSError("down")
+        with pytest.raises(OSError, match="down"):
+            await cache.fetch("key", source, stale_while_revalidate=1000, stale_if_error=1000)
+
+    run(test)
+
+
+def test_a_failed_refresh_in_the_background_is_nobodys_error_and_is_tried_again() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+        clock.now += 50
+        source.error = OSError("down")
+        for asked in (2, 3):
+            entry = await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+            assert (entry.value, entry.stale) == (1, True)
+            await cache._flight.settle()
+            assert source.asked == asked
+        source.error = None
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+        await cache._flight.settle()
+        assert await cache.get("key") == 2
+
+    run(test)
+
+
+def test_closing_waits_for_what_is_made_in_the_background() -> None:
+    async def main() -> None:
+        clock, source = ManualClock(), Source()
+        cache = open_cache("memory://", clock=clock, secrets=SECRET)
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+        clock.now += 50
+        source.gate = asyncio.Event()
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+        closing = asyncio.ensure_future(cache.close())
+        await until(lambda: source.asked == 2)
+        assert not closing.done()
+        source.gate.set()
+        await closing
+        assert source.made == 2
+
+    asyncio.run(main())
+
+
+@tiered
+def test_an_old_value_stands_in_for_one_that_cannot_be_made(tier: int) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_if_error=100)
+        clock.now += 50
+        source.error = OSError("down")
+        entry = await cache.fetch("key", source, ttl=10, stale_if_error=100)
+        assert (entry.value, entry.stale, entry.cached, entry.age) == (1, True, True, 50.0)
+        with pytest.raises(OSError, match="down"):
+            await cache.fetch("key", source, ttl=10, stale_if_error=40)
+        with pytest.raises(OSError, match="down"):
+            await cache.fetch("key", source, stale_if_error=100, stale_if=lambda error: not isinstance(error, OSError))
+        source.error = None
+        entry = await cache.fetch("key", source, ttl=10, stale_if_error=100)
+        assert (entry.value, entry.stale, entry.cached) == (2, False, False)
+
+    run(test, tier_bytes=tier)
+
+
+def test_a_refresh_that_fails_falls_back_on_what_is_stored_if_it_may() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=100)
+        source.error = OSError("down")
+        with pytest.raises(OSError, match="down"):
+            await cache.fetch("key", source, refresh=True)
+        entry = await cache.fetch("key", source, refresh=True, stale_if_error=5)
+        assert (entry.value, entry.stale) == (1, True)
+
+    run(test)
+
+
+def test_each_caller_of_a_shared_look_up_gets_what_it_asked_for() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_while_revalidate=100)
+        clock.now += 50
+        source.gate = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, source.gate.set)
+        patient, strict, other = await asyncio.gather(
+            cache.fetch("key", source, ttl=10, stale_while_revalidate=100),
+            cache.fetch("key", source, ttl=10),
+            cache.fetch("key", source, ttl=10, max_age=5),
+        )
+        assert (patient.value, patient.stale) == (1, True)
+        assert (strict.value, strict.stale, other.value, other.stale) == (2, False, 2, False)
+        assert source.made == 2  # the strict ones shared the call in the background
+
+    run(test)
+
+
+@tiered
+def test_a_value_that_one_caller_cannot_use_is_made_anew_for_it(tier: int) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source)
+        assert await cache.get_entry("key", usable_if=lambda value: value != 1) is None
+        entry = await cache.fetch("key", source, usable_if=lambda value: value != 1)
+        assert (entry.value, entry.cached) == (2, False)
+        assert await cache.get("key") == 2
+
+    run(test, tier_bytes=tier)
+
+
+def test_callers_that_need_different_values_do_not_share_one() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        source.gate = asyncio.Event()
+        asking = [
+            asyncio.ensure_future(cache.fetch("key", source, usable_if=lambda value, mine=mine: value == mine))
+            for mine in (1, 2, 3)
+        ]
+        await until(lambda: source.asked == 1)
+        source.gate.set()
+        assert [entry.value for entry in await asyncio.gather(*asking)] == [1, 2, 3]
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["max_age", "stale_while_revalidate", "stale_if_error"])
+def test_seconds_below_zero_are_errors(name: str) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        for seconds in (-1, float("nan")):
+            with pytest.raises(ValueError, match=name):
+                await cache.fetch("key", source, **{name: seconds})
+        assert source.asked == 0
+
+    run(test)
+
+
+def test_stale_values_are_kept_no_longer_than_the_store_allows(memcached_server: Any) -> None:
+    async def main() -> None:
+        async with open_cache(memcached_server.url, secrets=SECRET, namespace="freshness") as cache:
+            source = Source()
+            await cache.fetch("key", source, ttl=3600, stale_if_error=1e12)
+            (entry,) = [entry async for entry in cache.scan()]
+            assert entry.state == "ok"
+            await cache.clear()
+
+    asyncio.run(main())
+
+
+def test_a_scan_tells_what_is_stale() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=10, stale_if_error=10)
+        clock.now += 10
+        (entry,) = [entry async for entry in cache.scan()]
+        assert (entry.state, entry.value, entry.expires_at) == ("stale", 1, clock.now)
+
+    run(test)
