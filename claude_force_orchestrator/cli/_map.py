@@ -20,6 +20,7 @@ from ._options import (
     AgentArgument,
     CacheOption,
     ConfigOption,
+    DeadlineOption,
     MaxTokensOption,
     ModelOption,
     NoCacheOption,
@@ -67,13 +68,16 @@ def map_tasks(
     only_if_cached: OnlyIfCachedOption = False,
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
+    deadline: DeadlineOption = None,
 ) -> None:
     """Ask an agent every task of a file. Run it again after an interruption: what is cached is not asked again."""
     from ._execution import make_orchestrator
     from ._loop import run_command
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
-    orchestrator = make_orchestrator(config, timeout=timeout, cache=cache, max_concurrent=max_concurrent)
+    orchestrator = make_orchestrator(
+        config, timeout=timeout, deadline_seconds=deadline, cache=cache, max_concurrent=max_concurrent
+    )
     # A wrong agent would fail every task alike; say so before there is a file of failures.
     orchestrator.project.read_definition(agent)
     arguments = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "cache": mode}

@@ -13,6 +13,7 @@ __all__ = [
     "AgentArgument",
     "CacheOption",
     "ConfigOption",
+    "DeadlineOption",
     "JSONOption",
     "MaxTokensOption",
     "ModelOption",
@@ -49,6 +50,10 @@ TemperatureOption = Annotated[
 ]
 TimeoutOption = Annotated[
     Optional[float], typer.Option("--timeout", metavar="SECONDS", help="The bound of each attempt.")
+]
+DeadlineOption = Annotated[
+    Optional[float],
+    typer.Option("--deadline", metavar="SECONDS", help="The bound of each task, waiting and retries included."),
 ]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Do not look into the cache; do store.")]
 NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Neither look into the cache nor store.")]

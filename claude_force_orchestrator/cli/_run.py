@@ -14,6 +14,7 @@ from ._options import (
     AgentArgument,
     CacheOption,
     ConfigOption,
+    DeadlineOption,
     JSONOption,
     MaxTokensOption,
     ModelOption,
@@ -44,6 +45,7 @@ def run_agent(
     only_if_cached: OnlyIfCachedOption = False,
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
+    deadline: DeadlineOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Ask one agent, and print its answer."""
@@ -51,7 +53,7 @@ def run_agent(
     from ._loop import run_command
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
-    orchestrator = make_orchestrator(config, timeout=timeout, cache=cache)
+    orchestrator = make_orchestrator(config, timeout=timeout, deadline_seconds=deadline, cache=cache)
     result = run_command(
         _ask(
             orchestrator,
