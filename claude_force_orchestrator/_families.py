@@ -138,8 +138,7 @@ class Family:
         with self._lock:
             now = self._clock()
             self._pace.learn(start, headers, now)
-            if start.time >= self._paused_at:
-                self._rounds = 0
+            self._rounds = 0
             limit = self._limit
             if now >= self._steady_until and self.slots.crowded:
                 limit = min(self._most, limit + (1.0 if self._doubles else 1.0 / limit))
@@ -187,8 +186,8 @@ class Family:
     def _extend_pause(self, start: Start, now: float, asked: float) -> float:
         """Return the seconds of the pause if this reply makes it longer, or else 0.0."""
         if start.time >= self._paused_at:
-            # It started after the last pause was over, and is refused again: others use the same quota. The
-            # longer that goes on, the wider the programs that share it have to spread.
+            # It started after the last pause was over, and is refused again: others use the same quota. The longer
+            # that goes on without an answer, the wider the programs that share it have to spread.
             self._rounds += 1
             self._paused_at = now
         spread = min(_JITTER_MOST, _JITTER_BASE * 2.0 ** min(self._rounds - 1, 16))

@@ -168,9 +168,11 @@ def test_refusals_after_one_pause_after_another_spread_wider() -> None:
             family.refused(await _start(family), {}, 1.0)
             pauses.append(family.pause)
             clock.now += family.pause
-        return pauses
+        family.answered(await _start(family), {})
+        family.refused(await _start(family), {}, 1.0)
+        return [*pauses, family.pause]
 
-    assert asyncio.run(main()) == [1.25, 1.5, 2.0, 3.0, 5.0, 5.0, 5.0]
+    assert asyncio.run(main()) == [1.25, 1.5, 2.0, 3.0, 5.0, 5.0, 5.0, 1.25]
 
 
 def test_a_fault_of_the_server_only_stops_the_growth() -> None:
