@@ -64,6 +64,7 @@ class StoredEntry(Generic[V]):
     :param expires_at: the end of its freshness in seconds since the epoch, or None, also for never.
     :param value: None where the entry could not be opened.
     :param tags: what it can be invalidated by.
+    :param invalidated_by: those of them that were invalidated since.
     """
 
     key: str
@@ -73,6 +74,7 @@ class StoredEntry(Generic[V]):
     expires_at: Optional[float] = None
     value: Optional[V] = None
     tags: Tuple[str, ...] = ()
+    invalidated_by: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -318,11 +318,12 @@ class Vault(Generic[V]):
             records = await self._backend.get_many(unread)
             read.update({tag_name: records.get(tag_name) for tag_name in unread})
         state = "ok"
-        if await self._changed(ring, bound, read):
+        changed = await self._changed(ring, bound, read)
+        if changed:
             state = "invalidated"
         elif opened.expires_at is not None and now >= opened.expires_at:
             state = "stale"
-        return StoredEntry(name, size, state, opened.created_at, opened.expires_at, value, tuple(bound))
+        return StoredEntry(name, size, state, opened.created_at, opened.expires_at, value, tuple(bound), changed)
 
     def _decode(self, ring: _Ring, name: str, sealed: bytes) -> Tuple[Opened, V]:
         opened = ring.sealer.open(name, sealed)

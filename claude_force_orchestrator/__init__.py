@@ -39,12 +39,16 @@ if TYPE_CHECKING:
         RefusedError,
         ServerError,
         SpendLimitError,
+        SuspiciousTaskError,
         UnknownAgentError,
     )
     from ._events import OrchestratorEvents
+    from ._explain import Explanation, NearestEntry
     from ._families import FamilyLimit, model_family
+    from ._freshness import Freshness
     from ._middleware import CacheMiddleware
-    from ._orchestrator import AgentTask, AsyncAgentOrchestrator, CacheMode
+    from ._options import CacheMode, ExecutionOptions, SuspicionPolicy
+    from ._orchestrator import AgentTask, AsyncAgentOrchestrator
     from ._prices import Price, PriceList, Tariff
     from ._project import AgentEntry, Definition, Project
     from ._result import AgentResult, ExecutionMetadata, Totals
@@ -78,11 +82,15 @@ __all__ = [
     "Definition",
     "EmptyAnswerError",
     "ExecutionMetadata",
+    "ExecutionOptions",
+    "Explanation",
     "FamilyLimit",
+    "Freshness",
     "IncompleteAnswerError",
     "InternalError",
     "InvalidAnswerError",
     "InvalidTaskError",
+    "NearestEntry",
     "NotCachedError",
     "OrchestratorError",
     "OrchestratorEvents",
@@ -98,6 +106,8 @@ __all__ = [
     "Setting",
     "Settings",
     "SpendLimitError",
+    "SuspicionPolicy",
+    "SuspiciousTaskError",
     "Tariff",
     "Totals",
     "UnknownAgentError",
@@ -113,6 +123,9 @@ _MODULES = (
     "_result",
     "_context",
     "_suspicion",
+    "_options",
+    "_freshness",
+    "_explain",
     "_answer",
     "_prices",
     "_project",

@@ -8,24 +8,24 @@ from typing import Any, FrozenSet, Mapping, Optional, Tuple, Union
 from claude_force_cache import BackendURL, ConfigurationError, resolve_source
 
 from ._errors import ConfigError, ProjectError
+from ._freshness import FRESHNESS_KEYS, MOST_HOURS, Freshness
 from ._project import Project
 from ._validation import check_number, is_agent_name, kind_of
 
-__all__ = ["MOST_MEGABYTES", "MOST_TTL_HOURS", "choose_limit", "choose_source", "own_options", "read_cache_section"]
+__all__ = ["MOST_MEGABYTES", "choose_limit", "choose_source", "own_options", "read_cache_section"]
 
-MOST_TTL_HOURS = 24 * 366 * 100
 MOST_MEGABYTES = 1024 * 1024 * 1024
 
 _KNOWN_KEYS = frozenset(
     {
         "enabled",
-        "ttl_hours",
         "max_size_mb",
         "exclude_agents",
         "use_integrity_check",
         "url",
         "backend",
         "options",
+        *FRESHNESS_KEYS,
     }
 )
 _logger = logging.getLogger("claude_force_orchestrator")
@@ -51,12 +51,12 @@ def read_cache_section(project: Project) -> Mapping[str, Any]:
         if value is not None and not isinstance(value, kind):
             words = {bool: "true or false", str: "text", dict: "an object", list: "a list of agents"}
             raise ProjectError(f"{where}.{name} must be {words[kind]}, not {kind_of(value)}")
-    for name, most in (("ttl_hours", MOST_TTL_HOURS), ("max_size_mb", MOST_MEGABYTES)):
-        if section.get(name) is not None:
-            try:
-                check_number(f"{where}.{name}", section[name], above=0, most=most)
-            except ConfigError as error:
-                raise ProjectError(str(error)) from None
+    if section.get("max_size_mb") is not None:
+        try:
+            check_number(f"{where}.max_size_mb", section["max_size_mb"], above=0, most=MOST_MEGABYTES)
+        except ConfigError as error:
+            raise ProjectError(str(error)) from None
+    Freshness.of_table(where, section)
     for name in section.get("exclude_agents") or ():
         if not isinstance(name, str) or not is_agent_name(name):
             raise ProjectError(f"{where}.exclude_agents must list agents by name, which {name!r} is not")
@@ -116,7 +116,7 @@ def choose_limit(
     :raises ConfigError: if the argument cannot be used.
     """
     if argument is not None:
-        most = MOST_TTL_HOURS if option == "ttl" else MOST_MEGABYTES
+        most = MOST_HOURS if option == "ttl" else MOST_MEGABYTES
         return check_number(name, argument, above=0, most=most), "argument"
     if option in own:
         return None, "cache"

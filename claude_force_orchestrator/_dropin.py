@@ -29,7 +29,8 @@ from ._exchange import (
     read_whole,
 )
 from ._http import ThreadedSend
-from ._relay import Broadcast, Listener, Relay
+from ._relay import Broadcast, Relay
+from ._request import blind
 
 __all__ = ["BlockingDropIn", "DropIn", "DropInOptions"]
 
@@ -210,25 +211,24 @@ class DropIn:
             elif not relay.open:
                 return await own.send()
             try:
-                found = await relay.join()
+                listener = await relay.join()
             except (_NoAnswerError, _NotSharedError):
                 # As for whole answers: the error is the first one's; the others try once more, together.
                 if leads or retried:
                     raise
                 retried = True
                 continue
-            if isinstance(found, Broadcast):
-                return self._listen(relay, found, leads)
-            relay.leave()
-            response = own.response() if leads and not found.cached else None
-            return response or self._replay(found)
+            if relay.broadcast is not None:
+                return self._relayed(relay.broadcast, listener, leads)
+            await listener.close()
+            entry = relay.task.result()
+            response = own.response() if leads and not entry.cached else None
+            return response or self._replay(entry)
 
-    def _listen(self, relay: Relay[_Entry], broadcast: Broadcast, leads: bool) -> Response:
-        body: Body = _RelayedBody(relay, broadcast.listen())
+    def _relayed(self, broadcast: Broadcast, body: Body, leads: bool) -> Response:
         if leads:
             return Response(200, [*broadcast.headers, (CONTROL_HEADER, "miss")], body)
-        request_id = _header(broadcast.headers, "request-id")
-        return self._hit("hit", 0.0, EVENT_STREAM, request_id, body)
+        return self._hit("hit", 0.0, EVENT_STREAM, _header(broadcast.headers, "request-id"), body)
 
     async def _fetch(self, question: Question, account: Optional[str], ask: Any) -> _Entry:
         return await self._cache.fetch(
@@ -261,6 +261,7 @@ class DropIn:
         except Exception as error:  # noqa: BLE001 - raised again where the answer is expected
             raise _NoAnswerError(error) from None
         own.headers, content_type = response.headers, media_type(response.headers)
+        parts = await blind(question.parts, self._cache)
 
         def read(body: bytes) -> Optional[Answer]:
             try:
@@ -271,7 +272,7 @@ class DropIn:
                     api_version=question.api_version,
                     account=account,
                     created=time.time(),
-                    parts=question.parts,
+                    parts=parts,
                 )
             except InvalidAnswerError:
                 return None
@@ -365,29 +366,6 @@ async def _record(body: Body, broadcast: Broadcast, read: Callable[[bytes], Opti
     if answer is None:
         raise _NotSharedError
     return answer
-
-
-class _RelayedBody:
-    """What one caller hears of a relay."""
-
-    def __init__(self, relay: Relay[_Entry], listener: Listener) -> None:
-        self._relay = relay
-        self._listener = listener
-        self._left = False
-
-    async def next(self) -> Optional[bytes]:
-        """Return the next piece, or None when there is no more, and the whole is stored."""
-        piece = None if self._left else await self._listener.next()
-        if piece is None and not self._left:
-            await self._relay.finish()
-        return piece
-
-    async def close(self) -> None:
-        """Listen no longer."""
-        if not self._left:
-            self._left = True
-            self._listener.close()
-            self._relay.leave()
 
 
 def _usable(answer: Answer, question: Question, account: Optional[str]) -> bool:

@@ -8,6 +8,7 @@
     |-- InvalidTaskError (also a ValueError)  an argument of one execution cannot be used
     |-- UnknownAgentError (also a LookupError)
     |-- DeadlineExceededError (also a TimeoutError)  no result within ``deadline_seconds``
+    |-- SuspiciousTaskError                   the task looks like an attack, and ``on_suspicion`` is ``refuse``
     |-- NotCachedError                        ``cache="only-if-cached"`` and there is no entry
     |-- AnswerError                           the API answered, and the answer is of no use; it was paid for
     |   |-- RefusedError                      the model declined
@@ -60,6 +61,7 @@ __all__ = [
     "RefusedError",
     "ServerError",
     "SpendLimitError",
+    "SuspiciousTaskError",
     "UnknownAgentError",
 ]
 
@@ -114,6 +116,21 @@ class DeadlineExceededError(OrchestratorError, TimeoutError):
 
     def __str__(self) -> str:
         return f"no result within {self.seconds:g} s, waiting and retries included; raise deadline_seconds"
+
+
+class SuspiciousTaskError(OrchestratorError):
+    """The error of a task that was not sent, or not answered from the cache, because of what it or its context says.
+
+    :param suspicions: what was found, such as ``memory:override-instructions``.
+    """
+
+    def __init__(self, suspicions: Sequence[str]) -> None:
+        super().__init__(suspicions)
+        self.suspicions = tuple(suspicions)
+
+    def __str__(self) -> str:
+        found = ", ".join(self.suspicions)
+        return f"suspicious text ({found}); look at it, and send it with on_suspicion='report' if it is meant so"
 
 
 class NotCachedError(OrchestratorError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Optional
+from typing import Optional, Tuple
 
 from ._answer import Answer
+from ._context import Context
 from ._errors import OrchestratorError
 from ._result import AgentResult, ExecutionMetadata
 from ._settings import DEFAULT_MODEL
@@ -21,9 +22,11 @@ class Execution:
     :ivar model: the model that is asked.
     :ivar paid: what the API answered to this execution's own call. It is kept here so that nothing that fails
         afterwards can lose it.
+    :ivar context: data that the task is sent along with.
+    :ivar suspicions: what is suspicious about the task and its context, as far as that is known.
     """
 
-    __slots__ = ("_position", "_started", "_workflow", "agent_name", "model", "paid", "task")
+    __slots__ = ("_position", "_started", "_workflow", "agent_name", "context", "model", "paid", "suspicions", "task")
 
     def __init__(
         self, agent_name: str, task: str, model: Optional[str], workflow: Optional[str], position: Optional[int]
@@ -35,12 +38,22 @@ class Execution:
         self.task = task
         self.model = model if isinstance(model, str) and model else DEFAULT_MODEL
         self.paid: Optional[Answer] = None
+        self.context: Tuple[Context, ...] = ()
+        self.suspicions: Tuple[str, ...] = ()
 
-    def succeed(self, answer: Answer, *, cached: bool, age: Optional[float], cost: Optional[float]) -> AgentResult:
+    @property
+    def workflow(self) -> Optional[str]:
+        """The workflow that it belongs to, as given."""
+        return self._workflow
+
+    def succeed(
+        self, answer: Answer, *, cached: bool, age: Optional[float], stale: bool, cost: Optional[float]
+    ) -> AgentResult:
         """Return the result of an execution that has an answer, of use or not.
 
         :param cached: whether the answer came without a call of its own.
         :param age: the age of the entry in seconds, if it came out of the cache.
+        :param stale: whether the answer is no longer fresh.
         :param cost: what the answer cost, or would have cost, in USD.
         """
         prompt_tokens, output_tokens = answer.prompt_tokens, answer.output_tokens
@@ -64,6 +77,8 @@ class Execution:
                 answer.stop_reason,
                 answer.request_id,
                 answer.truncated,
+                stale,
+                self.suspicions,
             ),
             () if error is None else (str(error),),
             error,
@@ -79,4 +94,17 @@ class Execution:
 
     def _metadata_without_answer(self) -> ExecutionMetadata:
         elapsed = (time.perf_counter() - self._started) * 1000
-        return ExecutionMetadata(self.model, 0, 0, 0, elapsed, False, None, 0.0, 0.0, self._workflow, self._position)
+        return ExecutionMetadata(
+            self.model,
+            0,
+            0,
+            0,
+            elapsed,
+            False,
+            None,
+            0.0,
+            0.0,
+            self._workflow,
+            self._position,
+            suspicions=self.suspicions,
+        )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import (
-    Any,
     AsyncGenerator,
     AsyncIterable,
     Awaitable,
@@ -17,8 +17,8 @@ from typing import (
     Dict,
     Iterable,
     List,
-    Mapping,
     Optional,
+    Sequence,
     Tuple,
     Type,
     Union,
@@ -26,14 +26,14 @@ from typing import (
 
 import anyio
 import anyio.to_thread
-from typing_extensions import Literal
+from typing_extensions import Unpack
 
 from claude_force_cache import Cache, CacheEntry, CacheError, ConfigurationError
 
 from ._answer import Answer, read_answer
-from ._cache_section import MOST_TTL_HOURS
 from ._calls import Caller
 from ._client import Clients, make_client
+from ._context import Context, check_context
 from ._definitions import Definitions, LoadedDefinition
 from ._errors import (
     ConfigError,
@@ -42,27 +42,30 @@ from ._errors import (
     InvalidTaskError,
     NotCachedError,
     OrchestratorError,
+    SuspiciousTaskError,
 )
 from ._events import orchestrator_listeners
 from ._execution import Execution
+from ._explain import Explanation, explain
 from ._families import Families, FamilyLimit
+from ._freshness import Freshness
+from ._labels import agent_tags, check_tags, invalidation_tags, tenant_tag, workflow_tag
 from ._ledger import Ledger
+from ._options import CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
-from ._request import Request, RequestTemplate, custom_headers
+from ._request import Request, RequestTemplate, blind, custom_headers
 from ._result import AgentResult, Totals
 from ._settings import DEFAULT_MODEL, CacheArgument, Settings, check_deadline
 from ._streaming import as_completed
+from ._suspicion import examine
 from ._tracking import Record, Tracker
-from ._validation import check_max_tokens, check_model, check_number, check_task, check_temperature, check_whole
+from ._validation import check_max_tokens, check_model, check_task, check_temperature, check_whole
 
 __all__ = ["AgentTask", "AsyncAgentOrchestrator", "CacheMode"]
 
 AgentTask = Tuple[str, str]
 """The name of an agent, and the task for it."""
-
-CacheMode = Literal["no-cache", "no-store", "only-if-cached"]
-"""How one execution uses the cache; see :meth:`AsyncAgentOrchestrator.execute_agent`."""
 
 _MODES = ("no-cache", "no-store", "only-if-cached")
 _MOST_TEMPLATES = 1024
@@ -73,12 +76,17 @@ _logger = logging.getLogger("claude_force_orchestrator")
 class _Template:
     """A request template with what an execution needs to know besides."""
 
-    __slots__ = ("cacheable", "loaded", "request")
+    __slots__ = ("cacheable", "fetch", "freshness", "loaded", "request", "tags")
 
-    def __init__(self, request: RequestTemplate, loaded: LoadedDefinition, cacheable: bool) -> None:
+    def __init__(
+        self, request: RequestTemplate, loaded: LoadedDefinition, *, cacheable: bool, freshness: Freshness, tenant: str
+    ) -> None:
         self.request = request
         self.loaded = loaded
         self.cacheable = cacheable
+        self.freshness = freshness
+        self.fetch = freshness.fetch()
+        self.tags = (*agent_tags(request.agent_name, loaded.definition, request.model), tenant_tag(tenant))
 
 
 class AsyncAgentOrchestrator:
@@ -110,6 +118,8 @@ class AsyncAgentOrchestrator:
     :param cache: a URL or table that chooses a cache, or a Cache of answers, which stays its owner's to close.
         By default ``CLAUDE_CACHE_URL``, then the section ``cache`` of claude.json, then the folder ``cache``
         beside claude.json.
+    :param on_suspicion: what to do about tasks and context that look like an attempt to give other orders:
+        ``report`` it in the result's metadata, the default, or ``refuse`` to send them. They are never changed.
     :param base_url: where the Messages API is; by default ``ANTHROPIC_BASE_URL``, then Anthropic's.
     :param clock: the time in seconds since 1970, for tests.
     :raises ProjectError: if claude.json cannot be used.
@@ -132,6 +142,7 @@ class AsyncAgentOrchestrator:
         cache_max_size_mb: Optional[float] = None,
         enable_tracking: bool = True,
         cache: CacheArgument = None,
+        on_suspicion: SuspicionPolicy = "report",
         base_url: Optional[str] = None,
         clock: Optional[Callable[[], float]] = None,
     ) -> None:
@@ -149,11 +160,13 @@ class AsyncAgentOrchestrator:
             cache_max_size_mb=cache_max_size_mb,
             enable_tracking=enable_tracking,
             cache=cache,
+            on_suspicion=on_suspicion,
         )
         settings = self.settings
         self.project = settings.project
         self._given_clock = clock
         self._clock = clock or time.time
+        self._random = random.Random()  # noqa: S311 - which variant is no secret
         self._prices = PriceList.load()
         self._ledger = Ledger()
         self._definitions = Definitions(self.project)
@@ -245,13 +258,8 @@ class AsyncAgentOrchestrator:
         task: str,
         model: Optional[str] = None,
         *,
-        max_tokens: int = 4096,
-        temperature: Optional[float] = None,
-        workflow_name: Optional[str] = None,
         workflow_position: Optional[int] = None,
-        cache: Optional[CacheMode] = None,
-        ttl_hours: Optional[float] = None,
-        deadline_seconds: Optional[float] = None,
+        **options: Unpack[ExecutionOptions],
     ) -> AgentResult:
         """Return an agent's answer to a task, out of the cache or from the API.
 
@@ -262,31 +270,28 @@ class AsyncAgentOrchestrator:
         :param agent_name: an agent of the project.
         :param task: the user's message, at most 100,000 characters. It is sent unaltered.
         :param model: by default the agent's own in claude.json, else ``DEFAULT_MODEL``.
-        :param max_tokens: the limit of the answer, in tokens.
+        :param max_tokens: the limit of the answer, in tokens; 4096 by default.
         :param temperature: sent only if it is given; current models do not accept it.
         :param workflow_name: recorded, and returned in the metadata.
         :param workflow_position: likewise.
         :param cache: None looks up and stores. ``no-cache`` does not look up, but stores the new answer;
             ``no-store`` leaves the cache out altogether; ``only-if-cached`` never calls the API.
-        :param ttl_hours: how long the answer is kept, if it is a new one; by default as the cache says.
+        :param context: data that is sent along, fenced off from the task, unaltered.
+        :param ttl_hours: how long the answer is fresh, if it is a new one; by default as the agent or the cache say.
+        :param max_age_hours: the age from which a stored answer is not fresh enough for this task.
+        :param stale_while_revalidate_hours: for how long after its freshness a stored answer is given at once,
+            marked as stale, while a new one is asked for in the background.
+        :param stale_if_error_hours: for how long after its freshness a stored answer is given, marked as stale, if
+            the API is overloaded, faulty, out of reach or limits the rate, after all retries.
+        :param variants: how many answers are kept for this task, of which one is given at random.
+        :param tags: what the answer can be invalidated by, besides its agent, model and workflow.
         :param deadline_seconds: the bound of this execution in seconds; by default the orchestrator's. Whoever
             shares the call of another leaves alone when its own deadline comes.
         :raises OrchestratorError: what would be the result's ``error``, if ``raise_errors`` is set.
         :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured; nothing
             was sent.
         """
-        result = await self._execute(
-            agent_name,
-            task,
-            model=model,
-            workflow_name=workflow_name,
-            workflow_position=workflow_position,
-            deadline_seconds=deadline_seconds,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            mode=cache,
-            ttl_hours=ttl_hours,
-        )
+        result = await self._execute(agent_name, task, model=model, workflow_position=workflow_position, **options)
         if result.error is not None and self.settings.raise_errors:
             raise result.error
         return result
@@ -296,21 +301,44 @@ class AsyncAgentOrchestrator:
         agent_name: str,
         task: str,
         *,
-        model: Optional[str],
-        workflow_name: Optional[str],
+        model: Optional[str] = None,
+        max_tokens: int = 4096,
+        temperature: Optional[float] = None,
+        workflow_name: Optional[str] = None,
         workflow_position: Optional[int] = None,
-        deadline_seconds: Optional[float],
-        **options: Any,
+        deadline_seconds: Optional[float] = None,
+        context: Sequence[Context] = (),
+        cache: Optional[CacheMode] = None,
+        ttl_hours: Optional[float] = None,
+        max_age_hours: Optional[float] = None,
+        stale_while_revalidate_hours: Optional[float] = None,
+        stale_if_error_hours: Optional[float] = None,
+        variants: Optional[int] = None,
+        tags: Iterable[str] = (),
     ) -> AgentResult:
-        """Return the result of one execution, recorded and counted.
-
-        :param options: the further arguments of :meth:`_answer`.
-        """
+        """Return the result of one execution, recorded and counted."""
         execution = Execution(agent_name, task, model, workflow_name, workflow_position)
         error_type: Optional[str] = None
         try:
             seconds = _check_deadline(deadline_seconds) or self.settings.deadline_seconds
-            answering = self._answer(execution, agent_name, model=model, **options)
+            freshness = Freshness.of_call(
+                ttl_hours=ttl_hours,
+                max_age_hours=max_age_hours,
+                stale_while_revalidate_hours=stale_while_revalidate_hours,
+                stale_if_error_hours=stale_if_error_hours,
+                variants=variants,
+            )
+            answering = self._answer(
+                execution,
+                agent_name,
+                model=model,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                context=context,
+                mode=cache,
+                freshness=freshness,
+                tags=tags,
+            )
             result = await (answering if seconds is None else self._in_time(execution, answering, seconds))
             error_type = None if result.error is None else type(result.error).__name__
         except asyncio.CancelledError:
@@ -338,7 +366,7 @@ class AsyncAgentOrchestrator:
             return await answering
         if execution.paid is None:
             raise DeadlineExceededError(seconds)
-        return self._finish(execution, execution.paid, None)
+        return await self._finish(execution, execution.paid, None)
 
     async def _answer(
         self,
@@ -348,41 +376,45 @@ class AsyncAgentOrchestrator:
         model: Optional[str],
         max_tokens: int,
         temperature: Optional[float],
+        context: Sequence[Context],
         mode: Optional[CacheMode],
-        ttl_hours: Optional[float],
+        freshness: Optional[Freshness],
+        tags: Iterable[str],
     ) -> AgentResult:
-        try:
-            template = self._templates.get((agent_name, model, max_tokens, temperature))
-        except TypeError:
-            template = None  # an argument that cannot be hashed; the checks say which
-        if template is None or time.monotonic() >= template.loaded.fresh_until:
-            template = await self._resolve(agent_name, model, max_tokens, temperature)
+        template = await self._template(agent_name, model, max_tokens, temperature)
         execution.model = template.request.model
         check_task(execution.task)
-        request = Request(template.request, execution.task)
+        if mode is not None and mode not in _MODES:
+            raise InvalidTaskError(f"cache must be one of {', '.join(_MODES)} or None, not {mode!r}")
+        own_tags = check_tags(tags) if tags else ()
+        execution.context = check_context(context) if context else ()
+        fetch, wanted = template.fetch, template.freshness
+        if freshness is not None:
+            wanted = freshness.over(wanted)
+            fetch = wanted.fetch()
+        variant = self._random.randrange(wanted.variants) if wanted.variants else 0
+        request = Request(template.request, execution.task, execution.context, variant)
+        cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
 
         async def ask() -> Answer:
-            execution.paid = answer = await self._ask(request)
+            execution.paid = answer = await self._ask(request, execution, cache)
             return answer
 
-        ttl = self.settings.call_ttl
-        if mode is not None or ttl_hours is not None:
-            if mode is not None and mode not in _MODES:
-                raise InvalidTaskError(f"cache must be one of {', '.join(_MODES)} or None, not {mode!r}")
-            if ttl_hours is not None:
-                ttl = 3600 * _check_ttl_hours(ttl_hours)
-        cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
         try:
             if mode == "only-if-cached":
-                entry = None if cache is None else await cache.get_entry(request.key)
+                entry = None if cache is None else await self._look(cache, request, wanted)
                 if entry is None:
                     raise NotCachedError(f"the cache has no answer of agent {execution.agent_name!r} to this task")
             elif cache is None:
-                return self._finish(execution, await ask(), None)
+                return await self._finish(execution, await ask(), None)
             else:
-                options: Dict[str, Any] = {} if ttl is None else {"ttl": ttl}
                 entry = await cache.fetch(
-                    request.key, ask, store_if=_is_storable, refresh=mode == "no-cache", **options
+                    request.key,
+                    ask,
+                    tags=(*template.tags, *workflow_tag(execution.workflow), *own_tags),
+                    store_if=_is_storable,
+                    refresh=mode == "no-cache",
+                    **fetch,
                 )
         except (ConfigurationError, OrchestratorError):
             raise
@@ -390,8 +422,30 @@ class AsyncAgentOrchestrator:
             # What else comes out of here is the cache's own failure, be it a backend's defect. It costs the
             # cache's benefit, never an answer.
             self._warn_of_cache(error)
-            return self._finish(execution, execution.paid or await ask(), None)
-        return self._finish(execution, entry.value, entry if entry.cached else None)
+            return await self._finish(execution, execution.paid or await ask(), None)
+        return await self._finish(execution, entry.value, entry if entry.cached else None)
+
+    async def _look(self, cache: Cache[Answer], request: Request, freshness: Freshness) -> Optional[CacheEntry[Answer]]:
+        """Return what the cache has for a request, in any of its variants."""
+        count = freshness.variants or 1
+        for number in range(count):
+            variant = request._replace(variant=(request.variant + number) % count)
+            entry = await cache.get_entry(variant.key, **freshness.lookup())
+            if entry is not None:
+                return entry
+        return None
+
+    async def _template(
+        self, agent_name: str, model: Optional[str], max_tokens: int, temperature: Optional[float]
+    ) -> _Template:
+        """Return the template for these arguments; see :meth:`_resolve`."""
+        try:
+            template = self._templates.get((agent_name, model, max_tokens, temperature))
+        except TypeError:
+            template = None  # an argument that cannot be hashed; the checks say which
+        if template is None or time.monotonic() >= template.loaded.fresh_until:
+            template = await self._resolve(agent_name, model, max_tokens, temperature)
+        return template
 
     async def _resolve(
         self, agent_name: str, model: Optional[str], max_tokens: int, temperature: Optional[float]
@@ -410,6 +464,7 @@ class AsyncAgentOrchestrator:
         key = (agent_name, model, max_tokens, temperature)
         template = self._templates.get(key)
         if template is None or template.loaded is not loaded:
+            cache = self._usable_cache()
             request = RequestTemplate(
                 agent_name,
                 self.settings.base_url,
@@ -419,19 +474,31 @@ class AsyncAgentOrchestrator:
                 loaded.definition,
                 custom_headers(os.environ),
             )
-            template = _Template(request, loaded, agent_name not in self.settings.exclude_agents)
+            template = _Template(
+                request,
+                loaded,
+                cacheable=agent_name not in self.settings.exclude_agents,
+                freshness=agent.freshness.over(self.settings.freshness),
+                tenant="" if cache is None else cache.settings.tenant,
+            )
             if len(self._templates) >= _MOST_TEMPLATES:
                 self._templates.clear()
             self._templates[key] = template
         return template
 
-    async def _ask(self, request: Request) -> Answer:
+    async def _ask(self, request: Request, execution: Execution, cache: Optional[Cache[Answer]]) -> Answer:
         """Return the API's answer, paid for.
+
+        :param cache: where it will be stored, or None.
 
         :raises OrchestratorError: if there is none; nothing else, so that whatever else comes out of a look-up
             is known to be the cache's.
         """
         try:
+            suspicions = execution.suspicions = await examine(request.task, request.context)
+            if suspicions and self.settings.on_suspicion == "refuse":
+                self._events.emit("suspicion", agent_name=execution.agent_name, suspicions=suspicions, refused=True)
+                raise SuspiciousTaskError(suspicions)
             reply = await self._caller.call(request)
             answer = read_answer(
                 reply.body,
@@ -440,7 +507,8 @@ class AsyncAgentOrchestrator:
                 api_version=reply.sent.get("anthropic-version"),
                 agent_name=request.template.agent_name,
                 created=self._clock(),
-                parts=request.parts,
+                parts=await blind(request.parts, cache),
+                suspicions=suspicions,
             )
         except OrchestratorError:
             raise
@@ -449,14 +517,27 @@ class AsyncAgentOrchestrator:
         self._ledger.paid(answer, self._prices.cost(answer))
         return answer
 
-    def _finish(self, execution: Execution, answer: Answer, entry: Optional[CacheEntry[Answer]]) -> AgentResult:
-        """Return the result for an answer, out of the cache if there is an entry, and count it."""
+    async def _finish(self, execution: Execution, answer: Answer, entry: Optional[CacheEntry[Answer]]) -> AgentResult:
+        """Return the result for an answer, out of the cache if there is an entry, and count it.
+
+        :raises SuspiciousTaskError: if it was stored by somebody who does not refuse what is refused here.
+        """
+        suspicions = answer.suspicions
+        if not answer.agent_name:
+            # Stored by a program that runs no agents, and has not looked.
+            suspicions = await examine(execution.task, execution.context)
+        if suspicions:
+            execution.suspicions = suspicions
+            refused = self.settings.on_suspicion == "refuse"
+            self._events.emit("suspicion", agent_name=execution.agent_name, suspicions=suspicions, refused=refused)
+            if refused:
+                raise SuspiciousTaskError(suspicions)
         cost = self._prices.cost(answer)
         if entry is None:
-            result = execution.succeed(answer, cached=False, age=None, cost=cost)
+            result = execution.succeed(answer, cached=False, age=None, stale=False, cost=cost)
             self._ledger.answered(success=result.success)
         else:
-            result = execution.succeed(answer, cached=True, age=entry.age, cost=cost)
+            result = execution.succeed(answer, cached=True, age=entry.age, stale=entry.stale, cost=cost)
             self._ledger.saved(cost, success=result.success)
         return result
 
@@ -476,17 +557,73 @@ class AsyncAgentOrchestrator:
         defect = None if isinstance(error, CacheError) else error
         _logger.log(level, "the cache failed, tasks are answered without it: %s", error or repr(error), exc_info=defect)
 
+    async def invalidate(
+        self,
+        *,
+        agent: Optional[str] = None,
+        model: Optional[str] = None,
+        workflow: Optional[str] = None,
+        tags: Iterable[str] = (),
+    ) -> int:
+        """Make all answers of an agent, of a model, of a workflow, or with one of the tags a miss, for everybody.
+
+        Takes the same time however many they are. Several names mean all answers of any of them.
+
+        :param agent: an agent, which the project need not have; ``name@digest`` is one state of its definition.
+        :param tags: own tags, as given to :meth:`execute_agent`.
+        :returns: how many of these names were in use.
+        :raises InvalidTaskError: if nothing is named.
+        :raises ConfigError: if the cache is switched off.
+        :raises claude_force_cache.CacheError: if the store is not available, or not configured rightly.
+        """
+        named = invalidation_tags(agent=agent, model=model, workflow=workflow, tags=tags)
+        cache = self._usable_cache()
+        if cache is None:
+            raise ConfigError("the cache is switched off, so there is nothing to invalidate; set enable_cache")
+        return await cache.invalidate(*named)
+
+    async def explain(
+        self,
+        agent_name: str,
+        task: str,
+        model: Optional[str] = None,
+        *,
+        max_tokens: int = 4096,
+        temperature: Optional[float] = None,
+        context: Sequence[Context] = (),
+        max_age_hours: Optional[float] = None,
+        stale_while_revalidate_hours: Optional[float] = None,
+        variants: Optional[int] = None,
+    ) -> Explanation:
+        """Return whether a task would be answered from the cache, and if not, why. Calls nobody but the cache.
+
+        For a miss it looks through all entries for the one of this agent that is nearest to the request.
+
+        The arguments are those of :meth:`execute_agent`.
+
+        :raises OrchestratorError: if an argument or the agent cannot be used.
+        :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured.
+        """
+        template = await self._template(agent_name, model, max_tokens, temperature)
+        check_task(task)
+        asked = Freshness.of_call(
+            max_age_hours=max_age_hours, stale_while_revalidate_hours=stale_while_revalidate_hours, variants=variants
+        )
+        freshness = asked.over(template.freshness) if asked is not None else template.freshness
+        request = Request(template.request, task, check_context(context))
+        cache = self._usable_cache()
+        if cache is None:
+            return Explanation.of_no_cache(agent_name, "off")
+        if not template.cacheable:
+            return Explanation.of_no_cache(agent_name, "excluded")
+        return await explain(cache, request, freshness, clock=self._clock)
+
     async def execute_multiple(
         self,
         tasks: Iterable[AgentTask],
         *,
         model: Optional[str] = None,
-        max_tokens: int = 4096,
-        temperature: Optional[float] = None,
-        workflow_name: Optional[str] = None,
-        cache: Optional[CacheMode] = None,
-        ttl_hours: Optional[float] = None,
-        deadline_seconds: Optional[float] = None,
+        **options: Unpack[ExecutionOptions],
     ) -> List[AgentResult]:
         """Return the results of many tasks, in the order of the tasks.
 
@@ -497,16 +634,7 @@ class AsyncAgentOrchestrator:
 
         The other arguments are those of :meth:`execute_agent`, for every task.
         """
-        options: Dict[str, Any] = {
-            "model": model,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "workflow_name": workflow_name,
-            "deadline_seconds": deadline_seconds,
-            "mode": cache,
-            "ttl_hours": ttl_hours,
-        }
-        running = [asyncio.ensure_future(self._execute_pair(pair, options)) for pair in tasks]
+        running = [asyncio.ensure_future(self._execute_pair(pair, model, options)) for pair in tasks]
         try:
             return list(await asyncio.gather(*running))
         except BaseException:
@@ -520,13 +648,8 @@ class AsyncAgentOrchestrator:
         tasks: Union[Iterable[AgentTask], AsyncIterable[AgentTask]],
         *,
         model: Optional[str] = None,
-        max_tokens: int = 4096,
-        temperature: Optional[float] = None,
-        workflow_name: Optional[str] = None,
-        cache: Optional[CacheMode] = None,
-        ttl_hours: Optional[float] = None,
-        deadline_seconds: Optional[float] = None,
         in_flight: Optional[int] = None,
+        **options: Unpack[ExecutionOptions],
     ) -> AsyncGenerator[Tuple[int, AgentResult], None]:
         """Iterate over the results of many tasks as they come, each with the number of its task, from 0.
 
@@ -543,18 +666,9 @@ class AsyncAgentOrchestrator:
         limit = _IN_FLIGHT_FACTOR * self.settings.max_concurrent
         if in_flight is not None:
             limit = check_whole("in_flight", in_flight, least=1)
-        options: Dict[str, Any] = {
-            "model": model,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "workflow_name": workflow_name,
-            "deadline_seconds": deadline_seconds,
-            "mode": cache,
-            "ttl_hours": ttl_hours,
-        }
 
         async def work(index: int, pair: AgentTask) -> Tuple[int, AgentResult]:
-            return index, await self._execute_pair(pair, options)
+            return index, await self._execute_pair(pair, model, options)
 
         stream = as_completed(tasks, work, limit)
         try:
@@ -563,12 +677,13 @@ class AsyncAgentOrchestrator:
         finally:
             await stream.aclose()
 
-    async def _execute_pair(self, pair: object, options: Mapping[str, Any]) -> AgentResult:
+    async def _execute_pair(self, pair: object, model: Optional[str], options: ExecutionOptions) -> AgentResult:
         # Something that is no pair is one failed result like any other; None is no task.
         agent_name, task = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
         return await self._execute(
             agent_name,  # type: ignore[arg-type]  # whatever it is: _answer checks it
             task,  # type: ignore[arg-type]  # likewise
+            model=model,
             **options,
         )
 
@@ -589,12 +704,5 @@ def _check_deadline(value: Optional[float]) -> Optional[float]:
         return None
     try:
         return check_deadline(value)
-    except ConfigError as error:
-        raise InvalidTaskError(str(error)) from None
-
-
-def _check_ttl_hours(value: object) -> float:
-    try:
-        return check_number("ttl_hours", value, above=0, most=MOST_TTL_HOURS)
     except ConfigError as error:
         raise InvalidTaskError(str(error)) from None

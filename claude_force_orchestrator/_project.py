@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import stat
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Sequence, Tuple, Unio
 from claude_force_cache import Digest, digest
 
 from ._errors import InvalidTaskError, ProjectError, UnknownAgentError
+from ._freshness import FRESHNESS_KEYS, Freshness
 from ._validation import check_model, is_agent_name, kind_of
 
 __all__ = ["AgentEntry", "Definition", "Project"]
 
 _MAX_FILE_BYTES = 4_000_000
+_logger = logging.getLogger("claude_force_orchestrator")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ class AgentEntry:
     :param file: the path of its definition, relative to claude.json.
     :param contract: the path of its contract, likewise, or None.
     :param model: the model that it asks for, or None for the default.
+    :param cached: whether its answers are looked up and stored.
+    :param freshness: how old its answers may be.
     """
 
     name: str
     file: str
     contract: Optional[str] = None
     model: Optional[str] = None
+    cached: bool = True
+    freshness: Freshness = field(default_factory=Freshness)
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,23 @@ def _read_entry(path: Path, name: str, entry: object) -> AgentEntry:
             check_model(model)
         except InvalidTaskError as error:
             raise ProjectError(f"{where}: {error}") from None
-    return AgentEntry(name, file, contract, model)
+    cached, freshness = _read_agent_cache(where, entry.get("cache"))
+    return AgentEntry(name, file, contract, model, cached, freshness)
+
+
+def _read_agent_cache(where: str, section: object) -> Tuple[bool, Freshness]:
+    """Return whether an agent is cached, and how fresh its answers have to be."""
+    if section is None:
+        return True, Freshness()
+    if not isinstance(section, dict):
+        raise ProjectError(f"{where}: 'cache' must be an object, not {kind_of(section)}")
+    enabled = section.get("enabled")
+    if enabled is not None and not isinstance(enabled, bool):
+        raise ProjectError(f"{where}: cache.enabled must be true or false, not {kind_of(enabled)}")
+    unknown = sorted(section.keys() - {"enabled", *FRESHNESS_KEYS})
+    if unknown:
+        _logger.warning("%s: cache has keys without meaning, which are ignored: %s", where, ", ".join(unknown))
+    return enabled is not False, Freshness.of_table(f"{where}: cache", section)
 
 
 def _near(name: str, known: Iterable[str]) -> Sequence[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from claude_force_cache import Digest, KeyPart, digest
+from claude_force_cache import Cache, CacheError, Digest, KeyPart, digest
 
 from ._answer import Parts
+from ._context import PREAMBLE, Context, fence
 from ._project import Definition
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Request",
     "RequestTemplate",
     "account_key",
+    "blind",
     "custom_headers",
     "describe",
     "fixed_digest",
@@ -29,7 +31,7 @@ MESSAGES_PATH = "/v1/messages"
 Headers = Tuple[Tuple[str, str], ...]
 
 _FORMAT = "messages/2"
-_SCALARS = (type(None), bool, int, float, str)
+_SHOWN = frozenset({"max_tokens", "model", "stream", "temperature", "top_k", "top_p"})
 _LONGEST_SHOWN = 60
 _DIGITS_SHOWN = 12
 
@@ -92,18 +94,37 @@ def fixed_digest(url: str, headers: Headers, fixed: Mapping[str, KeyPart]) -> Di
 
 
 def describe(url: str, headers: Headers, body: Mapping[str, Any]) -> Parts:
-    """Return what a request consists of, to be compared with another one: short values, and digests of long ones."""
-    named: List[Tuple[str, Any]] = [("url", url), *((f"header {name}", value) for name, value in headers)]
+    """Return what a request consists of: settings as they are, digests of all else. See :func:`blind`."""
+    named: List[Tuple[str, Any]] = [("endpoint", url), *((f"header {name}", value) for name, value in headers)]
     named.extend((name, body[name]) for name in sorted(body))
-    return tuple((name, _brief(value)) for name, value in named)
+    return tuple((name, _brief(name, value)) for name, value in named)
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, _SCALARS):
+async def blind(parts: Parts, cache: Optional[Cache[Any]]) -> Parts:
+    """Return what is stored of parts: for each digest one under the cache's secret.
+
+    Equal texts still have equal digests, and nobody without the secret can tell whether a text is what he guesses.
+
+    :returns: nothing if there is no cache, or it is closed.
+    """
+    if cache is None:
+        return ()
+    try:
+        return tuple(
+            [
+                (name, value if name in _SHOWN else (await cache.stored_key(("part", name, value)))[:_DIGITS_SHOWN])
+                for name, value in parts
+            ]
+        )
+    except CacheError:
+        return ()
+
+
+def _brief(name: str, value: Any) -> str:
+    if name in _SHOWN and not isinstance(value, (list, dict)):
         text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) <= _LONGEST_SHOWN and text.isprintable():
-            return text
-    return f"sha256:{digest(value).hex()[:_DIGITS_SHOWN]}"
+        return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return digest(value).hex()
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,7 @@ class RequestTemplate:
     :param definition: the system prompt.
     :param headers: the significant ones that the SDK sends besides, see :func:`custom_headers`.
     :ivar digest: the first part of the key, computed once: all of these but the agent.
+    :ivar fenced_digest: the same for tasks with context, of which the system prompt tells.
     """
 
     agent_name: str
@@ -128,21 +150,27 @@ class RequestTemplate:
     definition: Definition
     headers: Headers = ()
     digest: Digest = field(init=False, repr=False)
+    fenced_digest: Digest = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", fixed_digest(self.url, self.headers, self.fixed()))
+        for name, fenced in (("digest", False), ("fenced_digest", True)):
+            object.__setattr__(self, name, fixed_digest(self.url, self.headers, self.fixed(fenced=fenced)))
 
     @property
     def url(self) -> str:
         """Where the request goes."""
         return self.endpoint + MESSAGES_PATH
 
-    def fixed(self) -> Dict[str, Any]:
-        """Return the body without its messages. What is sent and what the key covers are both made of it."""
+    def fixed(self, *, fenced: bool = False) -> Dict[str, Any]:
+        """Return the body without its messages. What is sent and what the key covers are both made of it.
+
+        :param fenced: whether there is context, and so something to say of it.
+        """
+        blocks = (*self.definition.blocks, PREAMBLE) if fenced else self.definition.blocks
         body: Dict[str, Any] = {
             "model": self.model,
             "max_tokens": self.max_tokens,
-            "system": [{"type": "text", "text": block} for block in self.definition.blocks],
+            "system": [{"type": "text", "text": block} for block in blocks],
         }
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -154,32 +182,46 @@ class Request(NamedTuple):
 
     :param template: all but the task.
     :param task: the user's message, unaltered.
+    :param context: data that it is sent along with.
+    :param variant: which of several answers to the same request is meant, from 0.
     """
 
     template: RequestTemplate
     task: str
+    context: Tuple[Context, ...] = ()
+    variant: int = 0
 
     @property
     def messages(self) -> List[Dict[str, Any]]:
         """The messages of the body."""
-        return [{"role": "user", "content": self.task}]
+        content: Union[str, List[Dict[str, str]]] = self.task
+        if self.context:
+            content = [{"type": "text", "text": text} for text in fence(self.context, self.task)]
+        return [{"role": "user", "content": content}]
 
     @property
-    def key(self) -> Tuple[Digest, KeyPart]:
+    def key(self) -> Tuple[KeyPart, ...]:
         """The key of the answer."""
-        return (self.template.digest, self.messages)
+        template = self.template
+        key = (template.fenced_digest if self.context else template.digest, self.messages)
+        return (*key, self.variant) if self.variant else key
 
     @property
     def parts(self) -> Parts:
-        """What the request consists of."""
+        """What the request consists of, as people who run agents see it."""
         template = self.template
-        return describe(template.url, template.headers, {**template.fixed(), "messages": self.messages})
+        body = template.fixed()
+        definition, *contract = template.definition.blocks
+        del body["system"]
+        body.update(definition=definition, contract=contract, task=self.task)
+        body["context"] = [[item.kind, item.source, item.text] for item in self.context]
+        return describe(template.url, template.headers, body)
 
     def arguments(self) -> Dict[str, Any]:
         """Return the arguments of ``messages.create``.
 
         A sampling parameter travels in ``extra_body``: SDKs from 1.0 on no longer have arguments for them.
         """
-        fixed = self.template.fixed()
+        fixed = self.template.fixed(fenced=bool(self.context))
         extra = {name: fixed.pop(name) for name in ("temperature",) if name in fixed}
         return {**fixed, "messages": self.messages, **({"extra_body": extra} if extra else {})}

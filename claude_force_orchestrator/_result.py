@@ -30,6 +30,10 @@ class ExecutionMetadata(Mapping[str, Any]):
     :param stop_reason: the API's stop reason, or None without an answer.
     :param request_id: the API's id of the request that was answered, or None.
     :param truncated: whether a limit cut the answer short. Such an answer is not stored.
+    :param stale: whether the answer is older than it should be: a new one is being asked for in the background, or
+        could not be had.
+    :param suspicions: what the task and its context look like besides a task, such as ``task:role-spoofing``; see
+        :data:`SUSPICIONS`. Empty if nothing was found, or nothing was looked for because nothing was sent.
     """
 
     model: str
@@ -46,6 +50,8 @@ class ExecutionMetadata(Mapping[str, Any]):
     stop_reason: Optional[str] = None
     request_id: Optional[str] = None
     truncated: bool = False
+    stale: bool = False
+    suspicions: Tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         # Fields live in the instance's dictionary, so anything else is a KeyError, as it should be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
@@ -13,6 +13,8 @@ from claude_force_cache import Cache, open_cache
 from ._answer import Answer, AnswerCodec
 from ._cache_section import choose_limit, choose_source, own_options, read_cache_section
 from ._errors import ConfigError
+from ._freshness import Freshness
+from ._options import SuspicionPolicy
 from ._project import Project
 from ._validation import check_number, check_whole
 
@@ -39,6 +41,7 @@ _MOST_SECONDS = 24 * 3600.0
 _MAX_CONCURRENT = 10
 _TIMEOUT_SECONDS = 30.0
 _MAX_RETRIES = 3
+_POLICIES = ("report", "refuse")
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class Settings:
     :param cache: a Cache made by the caller, or None.
     :param cache_source: the URL or table of the cache to make, where ``cache`` is None.
     :param cache_options: what overrides the options in ``cache_source``.
-    :param call_ttl: the life of stored answers in seconds, or None for that of the cache.
+    :param freshness: how old answers may be, where neither a call nor its agent says so.
     :param exclude_agents: agents whose answers are neither looked up nor stored.
+    :param on_suspicion: what to do about suspicious text.
     :param origins: where each setting came from.
     """
 
@@ -91,8 +95,9 @@ class Settings:
     cache: Optional[Cache[Answer]] = field(repr=False)
     cache_source: Union[str, Mapping[str, object]] = field(repr=False)
     cache_options: Mapping[str, object]
-    call_ttl: Optional[float]
+    freshness: Freshness
     exclude_agents: FrozenSet[str]
+    on_suspicion: SuspicionPolicy
     origins: Mapping[str, str] = field(repr=False)
 
     @classmethod
@@ -112,6 +117,7 @@ class Settings:
         cache_max_size_mb: Optional[float] = None,
         enable_tracking: bool = True,
         cache: CacheArgument = None,
+        on_suspicion: SuspicionPolicy = "report",
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """Return the settings that are in force. Reads claude.json, blocking; opens nothing.
@@ -129,6 +135,7 @@ class Settings:
             ("deadline_seconds", deadline_seconds, None),
             ("raise_errors", raise_errors, False),
             ("enable_tracking", enable_tracking, True),
+            ("on_suspicion", on_suspicion, "report"),
         ):
             origins[name] = "default" if value == default else "argument"
         key, origins["api_key"] = _first(
@@ -149,6 +156,8 @@ class Settings:
         ):
             if not isinstance(value, bool):
                 raise ConfigError(f"{name} must be True or False, not {value!r}")
+        if on_suspicion not in _POLICIES:
+            raise ConfigError(f"on_suspicion must be {' or '.join(_POLICIES)}, not {on_suspicion!r:.80}")
         made = cache if isinstance(cache, Cache) else None
         source: Union[str, Mapping[str, object]]
         if made is not None and cache_max_size_mb is not None:
@@ -170,7 +179,13 @@ class Settings:
             options["ttl"] = hours * 3600
         if megabytes is not None:
             options["max_bytes"] = int(megabytes * _MEGABYTE)
+        freshness = Freshness.of_table(f"{project.path}: cache", section)
+        for name, value in asdict(freshness).items():
+            origins[name] = "default" if value is None else "claude.json"
+        # The life of a cache that is made here is the cache's own; one that is made already is told with each answer.
+        freshness = replace(freshness, ttl_hours=hours if made is not None else None)
         excluded = frozenset(section.get("exclude_agents") or ())
+        excluded |= {agent.name for agent in project.agents.values() if not agent.cached}
         origins["exclude_agents"] = "claude.json" if excluded else "default"
         return cls(
             project=project,
@@ -186,8 +201,9 @@ class Settings:
             cache=made,
             cache_source=source,
             cache_options=options,
-            call_ttl=hours * 3600 if made is not None and hours is not None else None,
+            freshness=freshness,
             exclude_agents=excluded,
+            on_suspicion=on_suspicion,
             origins=origins,
         )
 
@@ -208,7 +224,9 @@ class Settings:
         :raises claude_force_cache.ConfigurationError: if the settings do not describe a cache.
         """
         cache = self.cache if self.cache is not None else self.make_cache()
-        ttl = self.call_ttl if self.call_ttl is not None else cache.settings.ttl
+        ttl, hours = cache.settings.ttl, self.freshness.ttl_hours
+        if hours is None and ttl is not None:
+            hours = ttl / 3600
         size = cache.settings.max_bytes
         values: Dict[str, Any] = {
             "project": str(self.project.path),
@@ -222,9 +240,14 @@ class Settings:
             "enable_tracking": self.enable_tracking,
             "enable_cache": self.enable_cache,
             "cache": cache.url,
-            "cache_ttl_hours": None if ttl is None else ttl / 3600,
+            "cache_ttl_hours": hours,
             "cache_max_size_mb": None if size is None else size / _MEGABYTE,
+            "max_age_hours": self.freshness.max_age_hours,
+            "stale_while_revalidate_hours": self.freshness.stale_while_revalidate_hours or 0.0,
+            "stale_if_error_hours": self.freshness.stale_if_error_hours or 0.0,
+            "variants": self.freshness.variants or 1,
             "exclude_agents": sorted(self.exclude_agents),
+            "on_suspicion": self.on_suspicion,
         }
         return tuple(Setting(name, value, self.origins[name]) for name, value in values.items())
 

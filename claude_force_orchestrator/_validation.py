@@ -96,25 +96,37 @@ def check_temperature(value: Any) -> Optional[float]:
     return float(value)
 
 
-def check_number(name: str, value: Any, *, above: float, most: float) -> float:
-    """Return a number above ``above`` and at most ``most``.
+def check_number(
+    name: str, value: Any, *, most: float, above: Optional[float] = None, least: Optional[float] = None
+) -> float:
+    """Return a number above ``above``, or of at least ``least``, and at most ``most``.
 
     :raises ConfigError: if the value is anything else.
     """
     # Comparisons, and no math.isfinite: a whole number may be larger than any float.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
-        raise ConfigError(f"{name} must be a number above {above:g} and at most {most:,.0f}, not {_shown(value)}")
+    fits = (
+        not isinstance(value, bool)
+        and isinstance(value, (int, float))
+        and (above is None or above < value)
+        and (least is None or least <= value)
+        and value <= most
+    )
+    if not fits:
+        bound = f"of at least {least:g}" if least is not None else f"above {above:g}"
+        raise ConfigError(f"{name} must be a number {bound} and at most {most:,.0f}, not {_shown(value)}")
     return float(value)
 
 
-def check_whole(name: str, value: Any, *, least: int) -> int:
-    """Return a whole number of at least ``least``.
+def check_whole(name: str, value: Any, *, least: int, most: Optional[int] = None) -> int:
+    """Return a whole number of at least ``least`` and, if that is given, at most ``most``.
 
     :raises ConfigError: if the value is anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {_shown(value)}")
-    return value
+    fits = not isinstance(value, bool) and isinstance(value, int) and value >= least
+    if not fits or (most is not None and value > most):
+        bound = f" and at most {most}" if most is not None else ""
+        raise ConfigError(f"{name} must be a whole number of at least {least}{bound}, not {_shown(value)}")
+    return int(value)
 
 
 def _shown(value: object) -> str:

@@ -95,6 +95,8 @@ def test_metadata_says_what_a_call_and_a_hit_took(run: Any, api: Any) -> None:
             "stop_reason": "end_turn",
             "request_id": "req_1",
             "truncated": False,
+            "stale": False,
+            "suspicions": (),
         }
         assert first.metadata.execution_time_ms > 0
         expected = dict(
@@ -299,7 +301,7 @@ def test_excluded_agents_are_neither_looked_up_nor_stored(run: Any, api: Any, ed
         for _ in range(2):
             await it.execute_agent("code-reviewer", "x")
         assert it.cache is not None
-        return (await it.cache.usage()).entries
+        return len([stored async for stored in it.cache.scan() if stored.value is not None])
 
     assert run(ask, cache=None) == 1
     edit(cache={"exclude_agents": ["code-reviewer"]})

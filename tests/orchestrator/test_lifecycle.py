@@ -83,7 +83,7 @@ def test_a_given_cache_stays_its_owners(make: Any, api: Any) -> None:
                 async with make(cache=cache) as orchestrator:
                     assert orchestrator.cache is cache
                     assert (await orchestrator.execute_agent("code-reviewer", "x")).metadata.cached is cached
-            assert (await cache.usage()).entries == 1
+            assert len([stored async for stored in cache.scan() if stored.value is not None]) == 1
 
     asyncio.run(main())
 
@@ -113,7 +113,9 @@ def test_a_backend_that_breaks_its_contract_costs_no_answer_and_no_second_call(
         raise error
 
     async def main() -> None:
-        backend = type("Faulty", (MemoryBackend,), {verb: fail})(BackendSettings(BackendURL("faulty")))
+        backend = type("Faulty", (MemoryBackend,), {verb: fail, f"{verb}_many": fail})(
+            BackendSettings(BackendURL("faulty"))
+        )
         settings = open_cache("memory://").settings
         cache = Cache(
             backend, name="faulty", url="faulty://", codec=AnswerCodec(), settings=settings, options={}, secrets=None

@@ -26,12 +26,19 @@ def test_defaults_are_shown_with_their_origin(config: Path, monkeypatch: pytest.
         "max_concurrent": (10, "default"),
         "timeout_seconds": (30, "default"),
         "max_retries": (3, "default"),
+        "deadline_seconds": (None, "default"),
+        "raise_errors": (False, "default"),
         "enable_tracking": (True, "default"),
         "enable_cache": (True, "default"),
         "cache": (f"disk://{config.parent / 'cache'}", "default"),
         "cache_ttl_hours": (24, "default"),
         "cache_max_size_mb": (100, "default"),
+        "max_age_hours": (None, "default"),
+        "stale_while_revalidate_hours": (0, "default"),
+        "stale_if_error_hours": (0, "default"),
+        "variants": (1, "default"),
         "exclude_agents": ([], "default"),
+        "on_suspicion": ("report", "default"),
     }
 
 
