@@ -44,7 +44,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         capabilities = self.kit.capabilities
-        self.one_partition = capabilities.partitions == 1
+        self.partitions = capabilities.partitions
         self.timed = capabilities.injectable_clock
         self.stage = self.kit.new_stage(LIMIT)
         try:
@@ -63,6 +63,11 @@ class Machine(RuleBasedStateMachine):
 
     def now(self) -> float:
         return self.stage.clock.now if self.stage.clock else 0.0
+
+    @property
+    def share(self) -> int:
+        """How many bytes each partition holds."""
+        return self.model.max_bytes // self.partitions
 
     def largest(self, key: str) -> int:
         return self.kit.largest(key, LIMIT) or LIMIT
@@ -100,7 +105,7 @@ class Machine(RuleBasedStateMachine):
             self.model.put(key, value, ttl)
             if not self.fits(key, value):
                 del self.model.entries[key]
-            crowded = crowded or self.model.total > self.model.max_bytes
+            crowded = crowded or self.model.total > self.share
         written = [key for key, (value, _) in given.items() if self.fits(key, value)]
         if not refused:
             self.check_evictions(self.handle.set_many(given), written, bulk=True, crowded=crowded)
@@ -248,18 +253,20 @@ class Machine(RuleBasedStateMachine):
             stage.fail(f"{len(gone)} entries were evicted ({sorted(gone)}), the result says {reported}")
         if not bulk:
             stage.require(not set(written) & set(gone), f"{written} is gone right after it was written")
-        if not gone or not self.one_partition:
+        if not gone:
             return
-        limit = self.model.max_bytes
-        self.check_order(gone, written)
+        if self.partitions == 1:
+            self.check_order(gone, written)
         if crowded:
             # Some had to go on the way, and a later entry may be smaller than what it replaced.
             return
-        stage.require(before > limit, f"{sorted(gone)} went for a write that fits: {before} bytes of {limit}")
-        slack = self.kit.capabilities.eviction_slack * limit
+        # Who shares a partition is not known. At the most all of them do.
+        share = self.share
+        stage.require(before > share, f"{sorted(gone)} went for a write that fits: {before} bytes of {share}")
+        slack = self.kit.capabilities.eviction_slack * share
         last = max(size_of(key, entry.value) for key, entry in self.last_of(gone))
-        if after + last <= limit - slack:
-            stage.fail(f"{sorted(gone)} went, and {after} bytes of {limit} are left: more than needed")
+        if after + last <= share - slack:
+            stage.fail(f"{sorted(gone)} went, and {after} bytes of {share} are left: more than needed")
 
     def last_of(self, gone: Dict[str, Known]) -> List[Tuple[str, Known]]:
         """Return who may have been the last victim."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import signal
@@ -28,7 +29,7 @@ from claude_force_cache import (
     InvalidURLError,
     load_backend,
 )
-from claude_force_cache.testing import BackendConformance
+from claude_force_cache.testing import BackendConformance, check_backend, suite_of_url
 
 PLUGIN = claude_force_cache_backend()
 
@@ -121,6 +122,31 @@ class TestMemcached(BackendConformance):
 class TestMemcachedWithoutSlack(TestMemcached):
     capabilities = dataclasses.replace(PLUGIN.capabilities, eviction_slack=0.0, recency=1.0)
     options: ClassVar[Dict[str, Any]] = {"eviction_slack": 0.0, "recency": 0.0}
+
+
+def test_entries_end_as_the_kit_says_while_time_passes(memcached_server: Any) -> None:
+    """The server's clock cannot be set, so these checks wait for it, side by side. Others would for minutes."""
+
+    async def advance_clock(self: BackendConformance, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    suite = type("Waiting", (suite_of_url(memcached_server.url),), {"advance_clock": advance_clock})
+    with ThreadPoolExecutor(len(WAITING)) as pool:
+        reports = list(pool.map(lambda name: check_backend(suite, checks=[name]), WAITING))
+    assert [str(report) for report in reports if not report.of("passed")] == []
+
+
+WAITING = (
+    "size_after_expiry",
+    "version_after_expiry",
+    "ttl_of_every_verb",
+    "ttl_renewed_by_overwrite",
+    "ttl_dropped_by_overwrite",
+    "ttl_not_renewed_by_reading",
+    "ttl_set_by_touch",
+    "eviction_count_without_expired",
+    "eviction_of_the_expired_first",
+)
 
 
 def test_is_found_through_its_entry_point() -> None:

@@ -25,6 +25,14 @@ class TestMemory(BackendConformance):
     def second_process(self, *, namespace: str, max_bytes: Optional[int]) -> Callable[[], MemoryBackend]:
         return functools.partial(MemoryBackend, self.settings(namespace, max_bytes, None))
 
+    async def read_raw(self, backend: MemoryBackend, key: str) -> Optional[bytes]:
+        record = backend._records.get(key)
+        return None if record is None else record.entry.value
+
+    async def write_raw(self, backend: MemoryBackend, key: str, data: bytes) -> None:
+        record = backend._records[key]
+        backend._records[key] = record._replace(entry=record.entry._replace(value=data))
+
     def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> BackendSettings:
         return BackendSettings(BackendURL("memory"), namespace, max_bytes, clock)
 

@@ -8,6 +8,7 @@ from claude_force_cache import Capabilities, Entry, EntryInfo, EntryTooLargeErro
 
 from .reference import DictBackend, Record, Table
 from .registry import caught_by
+from .weak import Partitioned
 
 Items = Mapping[str, Tuple[bytes, Optional[float]]]
 
@@ -375,3 +376,15 @@ class EvictsBeforeTheLimit(DictBackend):
 
     def too_full(self) -> bool:
         return self.max_bytes is not None and self.table.bytes >= self.max_bytes and len(self.table.records) > 1
+
+
+@caught_by("eviction_no_more_than_needed")
+class EvictsFromEveryPartition(Partitioned):
+    """Where one of its partitions is full, all are emptied but for the new entry."""
+
+    def make_room(self) -> int:
+        evicted = super().make_room()
+        while evicted and len(self.table.records) > 1:
+            self.table.remove(self.victim())
+            evicted += 1
+        return evicted

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import secrets
+import zlib
 from pathlib import Path
 from typing import Optional
 
@@ -98,6 +99,33 @@ class Thorough(DictBackend):
         return evicted
 
 
+class Partitioned(DictBackend):
+    """It has its entries in two parts, each with half of the limit and an order of its own."""
+
+    capabilities = Capabilities(partitions=2, shared_between_processes=False, shared_between_machines=False)
+
+    def part(self, key: str) -> int:
+        return zlib.crc32(key.encode()) % 2
+
+    def refuse(self, key: str, record: Record) -> None:
+        size = self.table.size(key, record)
+        if self.max_bytes is not None and size > self.max_bytes // 2:
+            raise EntryTooLargeError(size, self.max_bytes // 2)
+
+    def make_room(self) -> int:
+        if self.max_bytes is None:
+            return 0
+        evicted = 0
+        left = [self.max_bytes // 2] * 2
+        for key in reversed(list(self.table.records)):
+            part = self.part(key)
+            left[part] -= self.table.size(key, self.table.records[key])
+            if left[part] < 0:
+                self.table.remove(key)
+                evicted += 1
+        return evicted
+
+
 class OneProcess(SQLiteBackend):
     """Each process has entries of its own."""
 
@@ -107,4 +135,15 @@ class OneProcess(SQLiteBackend):
         super().__init__(path, f"{os.getpid()}:{namespace}", max_bytes, clock)
 
 
-WEAK = [Forgetful, WholeSeconds, OwnTime, LooksUpItsHost, ShortLived, Small, AnyVictim, Thorough, OneProcess]
+WEAK = [
+    Forgetful,
+    WholeSeconds,
+    OwnTime,
+    LooksUpItsHost,
+    ShortLived,
+    Small,
+    AnyVictim,
+    Thorough,
+    Partitioned,
+    OneProcess,
+]
