@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
+import threading
 import time
-from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -198,24 +198,77 @@ def test_ctrl_c_leaves_whole_lines_and_the_next_run_goes_on(cli: Any, project: P
         assert paid < 200
 
 
+class _FallsSilent(ThreadingHTTPServer):
+    """A Messages API that answers so many requests and then no more, while it counts those that wait."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, answers: int) -> None:
+        super().__init__(("127.0.0.1", 0), _FallsSilentHandler)
+        self.answers = answers
+        self.waiting = 0
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+
+
+class _FallsSilentHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _FallsSilent
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        with self.server.lock:
+            self.server.answers -= 1
+            silent = self.server.answers < 0
+            self.server.waiting += silent
+        if silent:
+            self.server.ended.wait(120)
+            self.close_connection = True
+            return
+        time.sleep(0.2)  # so that calls wait for each other: a limit rises only while they do
+        body = json.dumps(
+            {
+                "id": "msg_1",
+                "type": "message",
+                "role": "assistant",
+                "model": "claude-haiku-5-5",
+                "content": [{"type": "text", "text": "Fine."}],
+                "stop_reason": "end_turn",
+                "usage": {"input_tokens": 1, "output_tokens": 1},
+            }
+        ).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
 def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) -> None:
-    write_tasks(project, *(f"Review f{number}()." for number in range(310)))
-    connected: List[socket.socket] = []
-    with ExitStack() as stack:
-        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
-        silent.settimeout(30)
-        cli.environment["ANTHROPIC_BASE_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    """It takes answers until there are so many: a limit starts low, and each answer raises it."""
+    write_tasks(project, *(f"Review f{number}()." for number in range(1000)))
+    with _FallsSilent(answers=600) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        cli.environment["ANTHROPIC_BASE_URL"] = f"http://127.0.0.1:{server.server_address[1]}"
         arguments = ("map", "reviewer", "tasks.jsonl", "--max-concurrent", "300", "--timeout", "300")
-        process = cli.start(*arguments, stderr=subprocess.PIPE)
+        process = cli.start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            while len(connected) < 300:
-                connected.append(stack.enter_context(silent.accept()[0]))
-            silent.settimeout(1)
-            with pytest.raises(socket.timeout):
-                silent.accept()
+            deadline = time.monotonic() + 60
+            while server.waiting < 300 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(1)  # for those that there may not be
+            assert server.waiting == 300
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
+            server.ended.set()
+            server.shutdown()
+            thread.join()
 
 
 @given(
