@@ -4,13 +4,15 @@
 
 The plugin is examples/plugin-lmdb; its tests run against what is installed, away from the source tree, on this
 Python and on the oldest one here. A project by ``claude-force new-backend`` goes the same way: it has to be
-clean, and its tests have to fail for want of code and for nothing else.
+clean, and its tests have to fail for want of code and for nothing else. With the code that stands in
+docs/how-to/write-a-backend.md they have to pass.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from typing import Any, Dict, Iterator, List
 from scripts.wheel_check import ROOT, expect, run
 
 PLUGIN = ROOT / "examples" / "plugin-lmdb"
+HOW_TO = ROOT / "docs" / "how-to" / "write-a-backend.md"
+HOW_TO_FILES = ("src/*/backend.py", "src/*/__init__.py", "tests/test_conformance.py", "tests/test_plugin.py")
 LEAST_TESTS = 60
 MISSING = "NotImplementedError: fill in what "
 ANSWER = "It keeps a list sorted."
@@ -177,6 +181,23 @@ def check_new_backend(python: Path, home: Path, name: str, *flags: str) -> None:
     print(f"new-backend {name} {' '.join(flags)}: {len(cases)} tests run, {len(texts)} fail, all for missing code")
 
 
+def check_how_to(python: Path, home: Path, name: str) -> None:
+    """The generated project, filled in as the how-to says, is clean and passes."""
+    folder = home / name
+    listings = re.findall(r"^```python\n(.*?)^```", HOW_TO.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    expect(len(listings) == len(HOW_TO_FILES), f"the how-to has {len(listings)} listings, not {len(HOW_TO_FILES)}")
+    for pattern, listing in zip(HOW_TO_FILES, listings):
+        (file,) = folder.glob(pattern)
+        file.write_text(listing, encoding="utf-8")
+    for command in (("check",), ("format", "--check")):
+        run(sys.executable, "-m", "ruff", *command, "--no-cache", ".", cwd=folder)
+    mypy(python, folder)
+    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
+    print("filled in as the how-to says:", said.strip().splitlines()[-1])
+    claude_force(python, "conformance", f"{name}://{home}/{name}.db", "--examples", "5", cwd=home)
+    print("and by claude-force conformance")
+
+
 def main() -> None:
     began = time.perf_counter()
     oldest = run(sys.executable, ROOT / "scripts" / "find_python.py", "oldest", cwd=ROOT).strip()
@@ -192,8 +213,9 @@ def main() -> None:
         check_chosen(python, home)
         check_conformance(python, home)
         check_types(python, home)
-        check_new_backend(python, home, "crate")
-        check_new_backend(python, home, "chest-of-drawers", "--blocking")
+        check_new_backend(python, home, "crate", "--blocking")
+        check_how_to(python, home, "crate")
+        check_new_backend(python, home, "chest-of-drawers")
         home = folder / "oldest"
         print("with", run(oldest, "--version", cwd=folder).strip())
         python = install(oldest, home, ours, plugin)
