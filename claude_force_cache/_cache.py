@@ -390,8 +390,8 @@ class Cache(Generic[V]):
         :param store_if: asked with a new value; False means that it is returned but not stored.
         :param usable_if: asked with a value that somebody else made; False means that this caller needs its own.
         :param refresh: do not look, compute and store.
-        :raises InvalidKeyError: if the key or a tag cannot be used.
-        :raises ValueError: if ``ttl`` is not above zero, or another number of seconds is below it.
+        :raises InvalidKeyError: if the key cannot be encoded, or, where a value has to be made, a tag cannot be used.
+        :raises ValueError: if ``ttl`` is not above zero, likewise, or another number of seconds is below it.
         :raises Exception: what ``compute`` raises.
         """
         if not self._opened:
@@ -400,21 +400,20 @@ class Cache(Generic[V]):
         if max_age is not None or usable_if is not None or stale_while_revalidate or stale_if_error:
             demand = _demand(max_age, stale_while_revalidate, stale_if_error, stale_if, usable_if)
         names = self._vault.names(key)
-        work = _Work(
-            compute,
-            self._life(ttl),
-            max(stale_while_revalidate, stale_if_error),
-            check_tags(tags) if tags else (),
-            store_if,
-        )
         entry = None if refresh else self._from_tier(names, demand)
-        if entry is None and not refresh and self._alone:
-            # Nothing is waited for in between, so no other caller can slip in.
-            entry, _ = await self._read(names, work.tags, demand)
-            if entry is not None and entry.stale:
-                entry = None  # what to do with it is decided in the flight
         if entry is None:
-            entry = await self._fly(names, work, demand, refresh)
+            work = _Work(
+                compute,
+                self._life(ttl),
+                max(stale_while_revalidate, stale_if_error),
+                check_tags(tags) if tags else (),
+                store_if,
+            )
+            if self._alone and not refresh:
+                # Nothing is waited for in between, so no other caller can slip in.
+                entry, _ = await self._read(names, work.tags, demand)
+            if entry is None or entry.stale:  # what to do with a stale one is decided in the flight
+                entry = await self._fly(names, work, demand, refresh)
         self._count("hits" if entry.cached else "misses")
         if entry.stale:
             self._count("stale")
