@@ -15,7 +15,7 @@ from typing_extensions import TypedDict, Unpack
 from claude_force_cache import BackendClosedError, BlockingCache, Cache, CacheEntry, CacheError, InvalidKeyError
 
 from ._answer import EVENT_STREAM, Answer, read_answer
-from ._errors import ConfigError, InvalidAnswerError
+from ._errors import ConfigError, InvalidAnswerError, InvalidTaskError
 from ._exchange import (
     CONTROL_HEADER,
     Body,
@@ -29,6 +29,7 @@ from ._exchange import (
     read_whole,
 )
 from ._http import ThreadedSend
+from ._labels import check_tags, model_tag, tenant_tag
 from ._relay import Broadcast, Relay
 from ._request import blind
 
@@ -36,6 +37,7 @@ __all__ = ["BlockingDropIn", "DropIn", "DropInOptions"]
 
 _MODES = ("no-cache", "no-store", "only-if-cached")
 _PASSING = frozenset({408, 409, 429})
+_ERROR_EVENT = b"\nevent: error"
 _MAX_RECORDED_BYTES = 16 * 1024 * 1024
 _logger = logging.getLogger("claude_force_orchestrator")
 
@@ -130,8 +132,10 @@ class DropIn:
             raise ConfigError("an asynchronous client takes the Cache itself, not a BlockingCache")
         if not isinstance(cache, Cache):
             raise ConfigError(f"a {type(cache).__name__} is no cache: give open_cache(..., codec=AnswerCodec())")
-        if isinstance(tags, str):
-            raise ConfigError(f"tags is a list of texts, not one text: [{tags!r}]")
+        try:
+            self._tags = (*check_tags(tags), tenant_tag(cache.settings.tenant))
+        except InvalidTaskError as error:
+            raise ConfigError(str(error)) from None
         self._cache = cache
         self._max_age = max_age
         self._freshness: Dict[str, Any] = {
@@ -140,7 +144,6 @@ class DropIn:
             "stale_while_revalidate": stale_while_revalidate,
             "stale_if_error": stale_if_error,
             "stale_if": _is_passing,
-            "tags": tuple(tags),
         }
         self._store_tool_use = store_tool_use
         self._mark_usage = mark_usage
@@ -237,6 +240,7 @@ class DropIn:
             store_if=self._storable,
             usable_if=lambda answer: _usable(answer, question, account),
             refresh=question.mode == "no-cache",
+            tags=(model_tag(question.model), *self._tags),
             **self._freshness,
         )
 
@@ -281,7 +285,7 @@ class DropIn:
         if relay is not None and response.status == 200 and content_type == EVENT_STREAM:
             broadcast = Broadcast(response.headers, self._limit)
             relay.begin(broadcast)
-            return await _record(response.body, broadcast, read)
+            return await _record(response.body, broadcast, relay, read)
         try:
             body = await read_whole(response.body)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -338,31 +342,39 @@ class BlockingDropIn:
             return None
 
 
-async def _record(body: Body, broadcast: Broadcast, read: Callable[[bytes], Optional[Answer]]) -> Answer:
+async def _record(
+    body: Body, broadcast: Broadcast, relay: Relay[_Entry], read: Callable[[bytes], Optional[Answer]]
+) -> Answer:
     """Return the answer that a body streams, broadcast while it came.
 
     :raises _NotSharedError: if it is not whole, or too large to be kept.
     """
-    answer = None
+    seen, answer, failure = b"\n", None, None
     try:
         while True:
             piece = await body.next()
             if piece is None:
                 break
+            seen = seen[-len(_ERROR_EVENT) :] + piece
+            if _ERROR_EVENT in seen:
+                relay.retire()  # before they hear how it ends, and ask again
             await broadcast.send(piece)
+            if _ERROR_EVENT in seen:
+                break  # nothing comes after it
     except asyncio.CancelledError:
         # Everybody has left. What they left only after its end was paid for, and is kept.
         answer = None if broadcast.excessive else read(broadcast.body)
         if answer is None:
             raise
     except Exception as error:  # noqa: BLE001 - for those who listen
-        broadcast.end(error)
-        raise _NotSharedError from None
+        failure = error
     finally:
         await body.close()
-    broadcast.end()
-    if answer is None and not broadcast.excessive:
+    if answer is None and failure is None and not broadcast.excessive:
         answer = read(broadcast.body)
+    if answer is None:
+        relay.retire()
+    broadcast.end(failure)
     if answer is None:
         raise _NotSharedError
     return answer

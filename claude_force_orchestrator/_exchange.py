@@ -174,6 +174,12 @@ class Question:
     api_version: Optional[str]
 
     @property
+    def model(self) -> str:
+        """The model that is asked."""
+        model = self.table.get("model")
+        return model if isinstance(model, str) else ""
+
+    @property
     def parts(self) -> Parts:
         """What the request consists of."""
         return describe(self.url, self.headers, self.table)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import socket
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, AsyncIterator, Callable, Dict, Iterator, Optional, TypeVar
@@ -70,12 +72,31 @@ class _ThreadedBody:
         self._response = response
         self._limiter = limiter
         self._pieces: Iterator[bytes] = response.iter_bytes()
+        self._read: Optional[asyncio.Future[Optional[bytes]]] = None
 
     async def next(self) -> Optional[bytes]:
-        return await anyio.to_thread.run_sync(next, self._pieces, None, limiter=self._limiter)
+        self._read = asyncio.ensure_future(anyio.to_thread.run_sync(next, self._pieces, None, limiter=self._limiter))
+        return await asyncio.shield(self._read)
 
     async def close(self) -> None:
+        # A thread cannot be cancelled, and a reply is not to be closed while one reads it.
+        if self._read is not None and not self._read.done():
+            _wake(self._response)
+            await asyncio.wait([self._read])
+        if self._read is not None and not self._read.cancelled():
+            self._read.exception()
         await anyio.to_thread.run_sync(self._response.close, limiter=self._limiter)
+
+
+def _wake(response: Any) -> None:
+    """End the read that a thread waits in, where the connection carries nothing but this reply."""
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None and response.http_version < "HTTP/2" else None
+    if isinstance(connection, socket.socket):
+        try:
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is gone already
 
 
 def to_library(library: Any, response: Response, cache: Optional[BlockingCache[Answer]] = None, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Iterable, Optional, Tuple
 from ._errors import InvalidTaskError
 from ._project import Definition
 
-__all__ = ["agent_tags", "check_tags", "invalidation_tags", "tenant_tag", "workflow_tag"]
+__all__ = ["agent_tags", "check_tags", "invalidation_tags", "model_tag", "tenant_tag", "workflow_tag"]
 
 _OWN = ("agent:", "model:", "workflow:", "tenant:")
 _LONGEST_TAG = 200
@@ -19,7 +19,12 @@ _DIGITS = 12
 def agent_tags(agent_name: str, definition: Definition, model: str) -> Tuple[str, ...]:
     """Return the tags of the agent, of the agent as it is now, and of the model."""
     version = f"{agent_name}@{definition.digest.hex()[:_DIGITS]}"
-    return _tag("agent", agent_name), _tag("agent", version), _tag("model", model)
+    return _tag("agent", agent_name), _tag("agent", version), model_tag(model)
+
+
+def model_tag(model: str) -> str:
+    """Return the tag of all answers of a model."""
+    return _tag("model", model)
 
 
 def tenant_tag(tenant: str) -> str:

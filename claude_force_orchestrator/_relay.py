@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Awaitable, Callable, Deque, Generic, Optional, Set, TypeVar, Union
+from typing import Awaitable, Callable, Deque, Dict, Generic, Optional, Set, TypeVar
 
 from ._exchange import Headers
 
@@ -33,7 +33,7 @@ class Broadcast:
         self._held = 0
         self._ended = False
         self._error: Optional[Exception] = None
-        self._listeners: Set[Listener] = set()
+        self._positions: Dict[object, int] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -47,10 +47,8 @@ class Broadcast:
         self._held += len(piece)
         self.excessive = self.excessive or self._held > self._limit
         self._notify()
-        while self.excessive and self._held > self._limit and self._listeners:
-            self._drop()
-            if self._held > self._limit:
-                await self._changed.wait()
+        while self.excessive and self._held > self._limit and self._positions:
+            await self._changed.wait()
 
     def end(self, error: Optional[Exception] = None) -> None:
         """End it, with the error that listeners get after the last piece, if there is one."""
@@ -58,63 +56,46 @@ class Broadcast:
         self._error = error
         self._notify()
 
-    def listen(self) -> Listener:
-        """Return a listener at the beginning. Not above the limit."""
-        listener = Listener(self)
-        self._listeners.add(listener)
-        return listener
+    def admit(self, listener: object) -> None:
+        """Let one listen from the beginning. Not above the limit."""
+        self._positions[listener] = 0
 
-    async def _piece(self, listener: Listener) -> Optional[bytes]:
+    def dismiss(self, listener: object) -> None:
+        """Wait for this one no longer."""
+        self._positions.pop(listener, None)
+        self._drop()
+
+    async def next(self, listener: object) -> Optional[bytes]:
+        """Return the listener's next piece as soon as it has come, or None at the end.
+
+        :raises Exception: what the broadcast ended with.
+        """
         while True:
-            at = listener.position - self._first
-            if at < len(self._pieces):
-                listener.position += 1
-                if self.excessive:
-                    piece = self._pieces[at]
-                    self._drop()
-                    self._notify()
-                    return piece
-                return self._pieces[at]
+            position = self._positions[listener]
+            if position - self._first < len(self._pieces):
+                piece = self._pieces[position - self._first]
+                self._positions[listener] = position + 1
+                self._drop()
+                return piece
             if self._ended:
                 if self._error is not None:
                     raise self._error
                 return None
             await self._changed.wait()
 
-    def _forget(self, listener: Listener) -> None:
-        self._listeners.discard(listener)
-        if self.excessive:
-            self._notify()
-
     def _drop(self) -> None:
-        """Drop what every listener has taken."""
-        least = min((listener.position for listener in self._listeners), default=0)
+        """Above the limit, drop what every listener has taken."""
+        if not self.excessive:
+            return
+        least = min(self._positions.values(), default=self._first + len(self._pieces))
         while self._first < least:
             self._held -= len(self._pieces.popleft())
             self._first += 1
+        self._notify()
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-class Listener:
-    """One who listens to a broadcast."""
-
-    def __init__(self, broadcast: Broadcast) -> None:
-        self._broadcast = broadcast
-        self.position = 0
-
-    async def next(self) -> Optional[bytes]:
-        """Return the next piece as soon as it has come, or None at the end.
-
-        :raises Exception: what the broadcast ended with.
-        """
-        return await self._broadcast._piece(self)
-
-    def close(self) -> None:
-        """Listen no longer."""
-        self._broadcast._forget(self)
 
 
 class Relay(Generic[T]):
@@ -127,12 +108,12 @@ class Relay(Generic[T]):
     """
 
     def __init__(self, work: Callable[[Relay[T]], Awaitable[T]], forget: Callable[[Relay[T]], None]) -> None:
+        self.broadcast: Optional[Broadcast] = None
         self._forget = forget
-        self._joined = 0
-        self._broadcast: Optional[Broadcast] = None
+        self._joined: Set[Listener[T]] = set()
         self._settled = asyncio.Event()
-        self._task = asyncio.ensure_future(self._run(work))
-        self._task.add_done_callback(self._land)
+        self.task: asyncio.Future[T] = asyncio.ensure_future(self._run(work))
+        self.task.add_done_callback(self._land)
 
     async def _run(self, work: Callable[[Relay[T]], Awaitable[T]]) -> T:
         return await work(self)
@@ -141,39 +122,69 @@ class Relay(Generic[T]):
         self._forget(self)
         self._settled.set()
         if not task.cancelled():
-            task.exception()  # whoever joined has heard of it, or listened to the broadcast instead
+            task.exception()  # whoever joined hears of it, or of how the broadcast ended
 
     @property
     def open(self) -> bool:
         """Whether another one may join."""
-        return self._broadcast is None or not self._broadcast.excessive
+        return self.broadcast is None or not self.broadcast.excessive
 
     def begin(self, broadcast: Broadcast) -> None:
-        """Let everybody who joined, and who joins from here on, listen. Of no effect once they have the result."""
+        """Let everybody who joined, and who joins from here on, listen. Of no effect once there is a result."""
         if not self._settled.is_set():
-            self._broadcast = broadcast
+            self.broadcast = broadcast
+            for listener in self._joined:
+                broadcast.admit(listener)
             self._settled.set()
 
-    async def join(self) -> Union[Broadcast, T]:
-        """Return the broadcast as soon as it begins, or the result where there was none. Ends with :meth:`leave`.
+    def retire(self) -> None:
+        """Let nobody else join."""
+        self._forget(self)
 
-        :raises Exception: what the work raised before there was a broadcast. One who gets it has left.
+    async def join(self) -> Listener[T]:
+        """Return as soon as there is a broadcast, or a result without one.
+
+        :raises Exception: what the work raised, if there was no broadcast.
         """
-        self._joined += 1
+        listener = Listener(self)
+        self._joined.add(listener)
+        if self.broadcast is not None:
+            self.broadcast.admit(listener)
         try:
             await self._settled.wait()
-            return self._task.result() if self._broadcast is None else self._broadcast
+            if self.broadcast is None:
+                self.task.result()
         except BaseException:
-            self.leave()
+            self.leave(listener)
             raise
+        return listener
 
-    async def finish(self) -> None:
-        """Return when the work is done, whatever came of it."""
-        await asyncio.wait([self._task])
-
-    def leave(self) -> None:
-        """Take back one :meth:`join`."""
-        self._joined -= 1
-        if not self._joined and not self._task.done():
+    def leave(self, listener: Listener[T]) -> None:
+        """Take back a :meth:`join`. Idempotent."""
+        if listener not in self._joined:
+            return
+        self._joined.remove(listener)
+        if self.broadcast is not None:
+            self.broadcast.dismiss(listener)
+        if not self._joined and not self.task.done():
             self._forget(self)
-            self._task.cancel()
+            self.task.cancel()
+
+
+class Listener(Generic[T]):
+    """One who joined a relay: the body that it hears."""
+
+    def __init__(self, relay: Relay[T]) -> None:
+        self._relay = relay
+
+    async def next(self) -> Optional[bytes]:
+        """Return the next piece, or None when there is no more and the work is done, whatever came of it."""
+        broadcast = self._relay.broadcast
+        piece = None if broadcast is None else await broadcast.next(self)
+        if piece is None:
+            await asyncio.wait([self._relay.task])
+        return piece
+
+    async def close(self) -> None:
+        """Leave."""
+        self._relay.leave(self)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
+import re
+import select
 import shutil
 import socket
 import subprocess
@@ -166,6 +169,77 @@ class Reply:
         self.gate = gate
 
 
+def events(text: str = "A good answer.", **fields: Any) -> List[bytes]:
+    """Return the pieces of a streamed answer: its events, one for each word of the text."""
+    whole = message(text, **fields)
+    stop_reason, usage = whole["stop_reason"], whole["usage"]
+    said: List[Dict[str, Any]] = [
+        {"type": "message_start", "message": {**whole, "content": [], "stop_reason": None}},
+        {"type": "ping"},
+    ]
+    for index, block in enumerate(whole["content"]):
+        start = {**block, "text": ""} if block["type"] == "text" else block
+        said.append({"type": "content_block_start", "index": index, "content_block": start})
+        for word in re.findall(r"\S+\s*", block["text"]) if block["type"] == "text" else ():
+            delta = {"type": "text_delta", "text": word}
+            said.append({"type": "content_block_delta", "index": index, "delta": delta})
+        said.append({"type": "content_block_stop", "index": index})
+    delta = {"stop_reason": stop_reason, "stop_sequence": None}
+    said.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": usage["output_tokens"]}})
+    said.append({"type": "message_stop"})
+    return [b"event: %s\ndata: %s\n\n" % (e["type"].encode(), json.dumps(e).encode()) for e in said]
+
+
+class Feed(Reply):
+    """A streamed reply, sent piece by piece as the test gives them out.
+
+    :ivar left: set when the client has closed the connection before the end.
+    """
+
+    def __init__(self, *pieces: bytes, end: bool = False, **options: Any) -> None:
+        super().__init__(b"", **options)
+        self.headers = {**self.headers, "content-type": "text/event-stream; charset=utf-8"}
+        self.left = threading.Event()
+        self._pieces: queue.Queue[Optional[bytes]] = queue.Queue()
+        self._breaks = False
+        self.give(*pieces)
+        if end:
+            self.end()
+
+    def give(self, *pieces: bytes) -> None:
+        """Send pieces."""
+        for piece in pieces:
+            self._pieces.put(piece)
+
+    def end(self, *, breaks: bool = False) -> None:
+        """End the reply in order, or by closing the connection in the middle of it."""
+        self._breaks = breaks
+        self._pieces.put(None)
+
+    def pump(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        deadline = time.monotonic() + 30
+        try:
+            while True:
+                try:
+                    piece = self._pieces.get(timeout=0.02)
+                except queue.Empty:
+                    if select.select([handler.connection], [], [], 0)[0]:  # it has nothing to say but that it leaves
+                        raise ConnectionResetError from None
+                    assert time.monotonic() < deadline, "the test never ended the reply"
+                    continue
+                if piece is None:
+                    break
+                handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if not self._breaks:
+                handler.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.left.set()
+            raise
+        handler.close_connection = self._breaks
+
+
 class ScriptedAPI:
     """A Messages API that replies to a task what ``to`` has for it, else what is next in ``script``, else ``default``.
 
@@ -176,6 +250,8 @@ class ScriptedAPI:
     """
 
     reply = Reply
+    feed = Feed
+    events = staticmethod(events)
     message = staticmethod(message)
     failure = staticmethod(failure)
 
@@ -231,7 +307,8 @@ class ScriptedAPI:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         with self._lock:
-            reply = self.to.get(body["messages"][0]["content"])
+            content = body["messages"][0]["content"]
+            reply = self.to.get(content) if isinstance(content, str) else None
             if reply is None:
                 reply = self.script.popleft() if self.script else self.default
             headers = {name.lower(): value for name, value in handler.headers.items()}
@@ -255,6 +332,9 @@ class ScriptedAPI:
         handler.send_response(reply.status)
         for name, value in reply.headers.items():
             handler.send_header(name, value)
+        if isinstance(reply, Feed):
+            reply.pump(handler)
+            return
         handler.send_header("content-length", str(len(reply.body)))
         handler.end_headers()
         if reply.trickle:
