@@ -17,10 +17,10 @@ the server decides when a survey is due. It holds an epoch and an upper bound of
 So at rest the counter is never below the live bytes: whoever wrote reserved in an epoch that no recount ended
 before the write was visible to a survey. Crashes leave reservations without an entry, which the next recount
 removes, or a counter at the limit, which makes the next writer recount. A server that restarts or evicts the
-counter makes it missing, and so does ``clear``; the next writer recounts. One thing is left: a writer that dies between its write
-and its second look, while a recount runs, leaves its entry out of the counter until the next recount; usage,
-which always surveys, brings the namespace within the limit before it answers. Deletes and expiries are not
-taken off the counter; recounts find them.
+counter makes it missing, and so does ``clear``; the next writer recounts. One thing is left: a writer that dies
+between its write and its second look, while a recount runs, leaves its entry out of the counter until the next
+recount; usage, which always surveys, brings the namespace within the limit before it answers. Deletes and
+expiries are not taken off the counter; recounts find them.
 """
 
 from __future__ import annotations
