@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional
 import typer
 from typing_extensions import Annotated
 
-from ._console import note, print_json, print_table, quiet_log, size_text
+from ._console import duration_text, note, print_json, print_table, quiet_log, size_text
+from ._explain import explain
 from ._failure import FAILED, CommandError
 from ._options import CacheOption, ConfigOption, JSONOption
 
@@ -61,7 +62,7 @@ def stats(cache: CacheOption = None, config: ConfigOption = None, as_json: JSONO
         ("namespace", found["namespace"]),
         ("entries", f"{found['entries']:,}"),
         ("size", share or f"{size_text(found['bytes'])}, no limit"),
-        ("entries live", _duration_text(found["ttl_s"])),
+        ("entries live", duration_text(found["ttl_s"])),
         ("secret from", str(found["secret_from"])),
         *((name.replace("_", " "), str(value)) for name, value in found["capabilities"].items()),
     ]
@@ -80,6 +81,8 @@ def list_entries(
     async def work(opened: "Cache[Answer]") -> List[Dict[str, Any]]:
         rows: List[Dict[str, Any]] = []
         async for stored in opened.scan():
+            if stored.state == "other":
+                continue  # a record of the cache's own, such as a tag's
             if len(rows) == limit:
                 note(f"only the first {limit} are shown; --limit shows more")
                 break
@@ -97,8 +100,8 @@ def list_entries(
                 row["key"][:_SHOWN_KEY],
                 row["agent"] or "-",
                 row["model"] or "-",
-                _duration_text(row["age_s"], none="-"),
-                _duration_text(row["expires_in_s"]) if row["state"] == "ok" else "-",
+                duration_text(row["age_s"], none="-"),
+                duration_text(row["expires_in_s"]) if row["state"] == "ok" else "-",
                 f"{row['bytes']:,}",
                 row["state"],
             )
@@ -126,7 +129,9 @@ def get(key: KeyArgument, cache: CacheOption = None, config: ConfigOption = None
         }
         raise CommandError(f"entry {stored.key[:_SHOWN_KEY]} {reasons.get(stored.state, 'holds no answer')}", FAILED)
     if as_json:
-        print_json({**_entry_row(stored), "answer": asdict(stored.value)})
+        answer = asdict(stored.value)
+        answer["body"] = stored.value.body.decode("utf-8", "backslashreplace")
+        print_json({**_entry_row(stored), "tags": list(stored.tags), "answer": answer})
     else:
         text = stored.value.text
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
@@ -167,6 +172,42 @@ def clear(
             note("nothing was deleted")
             return
     note(f"deleted {_with_cache(config, cache, work):,} entries")
+
+
+@cache_app.command("invalidate")
+def invalidate(
+    agent: Annotated[Optional[str], typer.Option("--agent", metavar="NAME", help="Answers of this agent.")] = None,
+    model: Annotated[Optional[str], typer.Option("--model", metavar="ID", help="Answers of this model.")] = None,
+    workflow: Annotated[
+        Optional[str], typer.Option("--workflow", metavar="NAME", help="Answers given in this workflow.")
+    ] = None,
+    tag: Annotated[
+        Optional[List[str]],
+        typer.Option("--tag", metavar="TAG", help="Answers stored with this tag. May be repeated."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All answers of the cache's tenant.")] = False,
+    cache: CacheOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make answers misses, for every process that shares the cache, however many they are. Several names add up."""
+    from .._labels import invalidation_tags, tenant_tag
+
+    named = (agent, model, workflow, tag or None)
+    if everything and any(name is not None for name in named):
+        raise CommandError("--all means all answers: give it alone")
+    if not everything and all(name is None for name in named):
+        raise CommandError("nothing to invalidate: give --agent, --model, --workflow, --tag or --all")
+    tags = () if everything else invalidation_tags(agent=agent, model=model, workflow=workflow, tags=tag or ())
+
+    async def work(opened: "Cache[Answer]") -> int:
+        return await opened.invalidate(*(tags or (tenant_tag(opened.settings.tenant),)))
+
+    count = _with_cache(config, cache, work)
+    what = "all answers" if everything else f"answers with {', '.join(tags)}"
+    note(f"invalidated {what}" if count else f"there are no {what}")
+
+
+cache_app.command("explain")(explain)
 
 
 @cache_app.command("verify")
@@ -257,12 +298,3 @@ def _entry_row(stored: "StoredEntry[Answer]") -> Dict[str, Any]:
         "expires_in_s": None if stored.expires_at is None else max(0.0, stored.expires_at - now),
         "bytes": stored.size,
     }
-
-
-def _duration_text(seconds: Optional[float], *, none: str = "for ever") -> str:
-    if seconds is None:
-        return none
-    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"

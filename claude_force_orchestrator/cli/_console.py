@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING, Iterator, Optional, Sequence
 
 from ._failure import one_line
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["console", "note", "print_json", "print_table", "progress", "quiet_log", "size_text"]
+__all__ = ["console", "duration_text", "note", "print_json", "print_table", "progress", "quiet_log", "size_text"]
 
 _PIPED_WIDTH = 200
 """Columns for output that is not a terminal; rich's default of 80 would cut names and keys short."""
@@ -82,6 +82,16 @@ def size_text(size: int) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size} B"
+
+
+def duration_text(seconds: Optional[float], *, none: str = "for ever") -> str:
+    """Return a number of seconds for people, or ``none`` for None."""
+    if seconds is None:
+        return none
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @contextmanager

@@ -52,10 +52,13 @@ def what_happened(result: AgentResult) -> str:
     metadata = result.metadata
     tokens = f"{metadata.input_tokens:,} + {metadata.output_tokens:,} tokens of {metadata.model}"
     if metadata.cached:
+        kind = "stale hit" if metadata.stale else "hit"
         age = f", {metadata.cache_age_seconds:.0f} s old" if metadata.cache_age_seconds is not None else ""
-        line = f"hit{age}: {tokens}, {usd(metadata.saved_cost)} saved"
+        line = f"{kind}{age}: {tokens}, {usd(metadata.saved_cost)} saved"
     else:
         line = f"miss: {tokens}, {usd(metadata.estimated_cost)}, {metadata.execution_time_ms / 1000:.1f} s"
+    if metadata.suspicions:
+        line += f"; suspicious: {', '.join(metadata.suspicions)}"
     return line + ("; cut short by max_tokens, so not stored" if metadata.truncated else "")
 
 

@@ -21,14 +21,22 @@ from ._options import (
     CacheOption,
     ConfigOption,
     DeadlineOption,
+    MaxAgeOption,
     MaxTokensOption,
     ModelOption,
     NoCacheOption,
     NoStoreOption,
     OnlyIfCachedOption,
+    OnSuspicionOption,
+    StaleIfErrorOption,
+    StaleWhileRevalidateOption,
+    TagOption,
     TemperatureOption,
     TimeoutOption,
+    TTLOption,
+    VariantsOption,
     cache_mode,
+    given,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +74,13 @@ def map_tasks(
     no_cache: NoCacheOption = False,
     no_store: NoStoreOption = False,
     only_if_cached: OnlyIfCachedOption = False,
+    ttl_hours: TTLOption = None,
+    max_age_hours: MaxAgeOption = None,
+    stale_while_revalidate_hours: StaleWhileRevalidateOption = None,
+    stale_if_error_hours: StaleIfErrorOption = None,
+    variants: VariantsOption = None,
+    tag: TagOption = None,
+    on_suspicion: OnSuspicionOption = "report",
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
@@ -76,11 +91,29 @@ def map_tasks(
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
     orchestrator = make_orchestrator(
-        config, timeout=timeout, deadline_seconds=deadline, cache=cache, max_concurrent=max_concurrent
+        config,
+        timeout=timeout,
+        deadline_seconds=deadline,
+        cache=cache,
+        max_concurrent=max_concurrent,
+        on_suspicion=on_suspicion,
     )
     # A wrong agent would fail every task alike; say so before there is a file of failures.
     orchestrator.project.read_definition(agent)
-    arguments = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "cache": mode}
+    arguments = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "cache": mode,
+        **given(
+            ttl_hours=ttl_hours,
+            max_age_hours=max_age_hours,
+            stale_while_revalidate_hours=stale_while_revalidate_hours,
+            stale_if_error_hours=stale_if_error_hours,
+            variants=variants,
+            tags=tag,
+        ),
+    }
     with _opened(tasks, out) as (source, target):
         batch = _Batch(orchestrator, agent, arguments, _WINDOW + max_concurrent)
         total = _total(source)

@@ -2,7 +2,7 @@
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, List, Optional
 
 import typer
 from typing_extensions import Annotated
@@ -15,14 +15,22 @@ __all__ = [
     "ConfigOption",
     "DeadlineOption",
     "JSONOption",
+    "MaxAgeOption",
     "MaxTokensOption",
     "ModelOption",
     "NoCacheOption",
     "NoStoreOption",
+    "OnSuspicionOption",
     "OnlyIfCachedOption",
+    "StaleIfErrorOption",
+    "StaleWhileRevalidateOption",
+    "TTLOption",
+    "TagOption",
     "TemperatureOption",
     "TimeoutOption",
+    "VariantsOption",
     "cache_mode",
+    "given",
 ]
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The name of an agent in claude.json.")]
@@ -60,6 +68,51 @@ NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Neither look in
 OnlyIfCachedOption = Annotated[
     bool, typer.Option("--only-if-cached", help="Never call the API; fail what is not in the cache.")
 ]
+
+TTLOption = Annotated[
+    Optional[float], typer.Option("--ttl-hours", metavar="HOURS", help="How long a new answer is fresh.")
+]
+MaxAgeOption = Annotated[
+    Optional[float],
+    typer.Option("--max-age-hours", metavar="HOURS", help="Take no answer out of the cache that is older."),
+]
+StaleWhileRevalidateOption = Annotated[
+    Optional[float],
+    typer.Option(
+        "--stale-while-revalidate-hours",
+        metavar="HOURS",
+        help="For so long after its freshness, take an answer at once and let a new one be made meanwhile.",
+    ),
+]
+StaleIfErrorOption = Annotated[
+    Optional[float],
+    typer.Option(
+        "--stale-if-error-hours",
+        metavar="HOURS",
+        help="For so long after its freshness, take an answer if the API is down.",
+    ),
+]
+VariantsOption = Annotated[
+    Optional[int],
+    typer.Option("--variants", metavar="N", help="Keep N answers to a question, and take one of them at random."),
+]
+TagOption = Annotated[
+    Optional[List[str]],
+    typer.Option("--tag", metavar="TAG", help="What cache invalidate can name a new answer by. May be repeated."),
+]
+OnSuspicionOption = Annotated[
+    str,
+    typer.Option(
+        "--on-suspicion",
+        metavar="report|refuse",
+        help="What to do about a task that looks like an attempt to give other orders.",
+    ),
+]
+
+
+def given(**options: Any) -> Dict[str, Any]:
+    """Return the options that were given; for the others the agent, the project or the default decides."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def cache_mode(*, no_cache: bool, no_store: bool, only_if_cached: bool) -> Optional[str]:

@@ -16,21 +16,29 @@ from ._options import (
     ConfigOption,
     DeadlineOption,
     JSONOption,
+    MaxAgeOption,
     MaxTokensOption,
     ModelOption,
     NoCacheOption,
     NoStoreOption,
     OnlyIfCachedOption,
+    OnSuspicionOption,
+    StaleIfErrorOption,
+    StaleWhileRevalidateOption,
+    TagOption,
     TemperatureOption,
     TimeoutOption,
+    TTLOption,
+    VariantsOption,
     cache_mode,
+    given,
 )
 
 if TYPE_CHECKING:
     from .._orchestrator import AsyncAgentOrchestrator
     from .._result import AgentResult
 
-__all__ = ["run_agent"]
+__all__ = ["read_task", "run_agent"]
 
 
 def run_agent(
@@ -43,6 +51,13 @@ def run_agent(
     no_cache: NoCacheOption = False,
     no_store: NoStoreOption = False,
     only_if_cached: OnlyIfCachedOption = False,
+    ttl_hours: TTLOption = None,
+    max_age_hours: MaxAgeOption = None,
+    stale_while_revalidate_hours: StaleWhileRevalidateOption = None,
+    stale_if_error_hours: StaleIfErrorOption = None,
+    variants: VariantsOption = None,
+    tag: TagOption = None,
+    on_suspicion: OnSuspicionOption = "report",
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
@@ -53,16 +68,26 @@ def run_agent(
     from ._loop import run_command
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
-    orchestrator = make_orchestrator(config, timeout=timeout, deadline_seconds=deadline, cache=cache)
+    orchestrator = make_orchestrator(
+        config, timeout=timeout, deadline_seconds=deadline, cache=cache, on_suspicion=on_suspicion
+    )
     result = run_command(
         _ask(
             orchestrator,
             agent,
-            _read_task() if task == "-" else task,
+            read_task(task),
             model=model,
             max_tokens=max_tokens,
             temperature=temperature,
             cache=mode,
+            **given(
+                ttl_hours=ttl_hours,
+                max_age_hours=max_age_hours,
+                stale_while_revalidate_hours=stale_while_revalidate_hours,
+                stale_if_error_hours=stale_if_error_hours,
+                variants=variants,
+                tags=tag,
+            ),
         )
     )
     if as_json:
@@ -83,9 +108,15 @@ async def _ask(orchestrator: "AsyncAgentOrchestrator", agent: str, task: str, **
         return await orchestrator.execute_agent(agent, task, **arguments)
 
 
-def _read_task() -> str:
+def read_task(task: str) -> str:
+    """Return the task of a command line; ``-`` stands for standard input.
+
+    :raises CommandError: if what comes there is too long, or no text.
+    """
     from ._lines import MAX_LINE
 
+    if task != "-":
+        return task
     data = sys.stdin.buffer.read(MAX_LINE + 1)
     if len(data) > MAX_LINE:  # it may have no end
         raise CommandError(

@@ -36,7 +36,7 @@ class PassReport:
     :param tokens: tokens that were paid for.
     :param usd_spent: USD.
     :param usd_saved: USD.
-    :param cache_entries: entries in the cache afterwards.
+    :param cache_entries: entries in the cache afterwards, with the records of their tags.
     :param cache_bytes: their size.
     """
 

@@ -132,7 +132,7 @@ def test_an_answer_that_does_not_fit_is_printed_all_the_same(cli: Any, api: Any,
     url = f"disk://{tmp_path}/tiny?max_bytes=100"
     done = cli("run", "reviewer", "Review print().", "--cache", url)
     assert (done.code, bool(done.out), api.requests()) == (0, True, 1)
-    assert cli("cache", "stats", "--cache", url, "--json").json["entries"] == 0
+    assert cli("cache", "ls", "--cache", url, "--json").json == []
 
 
 def test_agents_excluded_by_claude_json_are_always_asked(cli: Any, api: Any, configure: Any) -> None:
@@ -145,5 +145,5 @@ def test_agents_excluded_by_claude_json_are_always_asked(cli: Any, api: Any, con
 def test_environment_is_overridden_by_the_option(cli: Any, tmp_path: Path) -> None:
     cli("run", "reviewer", "Review print().", "--cache", f"disk://{tmp_path}/other")
     assert cli("cache", "stats", "--json").json["entries"] == 0
-    assert cli("cache", "stats", "--json", "--cache", f"disk://{tmp_path}/other").json["entries"] == 1
+    assert cli("cache", "stats", "--json", "--cache", f"disk://{tmp_path}/other").json["entries"] > 0
     assert (tmp_path / "other").is_dir()
