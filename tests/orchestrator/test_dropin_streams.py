@@ -12,6 +12,7 @@ import pytest
 
 from claude_force_cache import BlockingCache, Cache, open_cache
 from claude_force_orchestrator import Answer, AnswerCodec, CacheMiddleware, cached
+from claude_force_orchestrator._relay import Broadcast
 
 KEY = "sk-ant-test-0123456789"
 QUESTION: Dict[str, Any] = {
@@ -527,3 +528,38 @@ def test_the_stand_ins_streams_are_replayed(way: str, stand_in: Any) -> None:
     first, again = asyncio.run(main())
     assert first == again
     assert len(stand_in.bodies()) == 1
+
+
+def test_memory_stays_bounded_however_slowly_one_listens() -> None:
+    async def main() -> None:
+        broadcast = Broadcast([], 1000)
+        for listener in ("slow", "fast"):
+            broadcast.admit(listener)
+
+        async def produce() -> None:
+            for _ in range(100):
+                await broadcast.send(b"x" * 100)
+            broadcast.end()
+
+        producer = asyncio.ensure_future(produce())
+        for _ in range(100):
+            assert await broadcast.next("slow") == b"x" * 100
+            assert await broadcast.next("fast") == b"x" * 100
+            assert len(broadcast.body) <= 1100
+        await producer
+        assert await broadcast.next("slow") is None
+
+    asyncio.run(main())
+
+
+def test_whoever_leaves_holds_up_nobody() -> None:
+    async def main() -> None:
+        broadcast = Broadcast([], 100)
+        broadcast.admit("asleep")
+        sending = asyncio.ensure_future(broadcast.send(b"x" * 101))
+        await asyncio.sleep(0)
+        assert not sending.done()
+        broadcast.dismiss("asleep")
+        await sending
+
+    asyncio.run(main())
