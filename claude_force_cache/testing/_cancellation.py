@@ -18,7 +18,7 @@ from ._worker import KEYS
 
 _CALLS = 16
 _STEPS = 6
-_VERBS = ("set", "add", "delete", "touch")
+_VERBS = ("set", "add", "delete", "touch", "set_many", "clear")
 _TURNS = 2 * _STEPS * len(_VERBS)
 # How long what was cancelled may go on: a blocking verb to its end, a request that is on its way to the server.
 _ABANDONED_THREADS = 10.0
@@ -62,9 +62,16 @@ def cancelled_reads(kit: Kit) -> None:
         wrong: List[str] = []
 
         async def read(name: str) -> None:
-            entry = await view.get(name)
-            if entry is None or entry.value != name.encode() * 50:
-                wrong.append(name)
+            verb = dice.choice(("get", "get_many", "scan", "usage"))
+            if verb == "usage":
+                right = tuple(await view.usage()) == (40, sum(51 * len(each) for each in names))
+            elif verb == "scan":
+                right = {info.key async for info in view.scan()} == set(names)
+            else:
+                entry = await view.get(name) if verb == "get" else (await view.get_many([name])).get(name)
+                right = entry is not None and entry.value == name.encode() * 50
+            if not right:
+                wrong.append(f"{verb} {name}")
 
         stage.sum_up(f"{len(names)} entries are stored")
         for turn in range(_TURNS):
@@ -87,6 +94,10 @@ async def _write(view: Backend, verb: str, key: str, value: bytes) -> None:
         await view.add(key, value, ttl=60)
     elif verb == "delete":
         await view.delete(key)
+    elif verb == "set_many":
+        await view.set_many({key: (value, None)})
+    elif verb == "clear":
+        await view.clear()
     else:
         await view.touch(key, ttl=60)
 

@@ -135,6 +135,26 @@ def concurrent_deletes(kit: Kit) -> None:
 
 
 @check()
+def concurrent_touches(kit: Kit) -> None:
+    """A touch changes the life of what is there, and never brings an older value back."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        lost = [value for part in _tasks(stage, [handle], "renew") for value in part]
+        stage.require(not lost, f"values were lost that others only touched, such as {lost[:3]}")
+        stage.account(handle)
+
+
+@check()
+def concurrent_clears(kit: Kit) -> None:
+    """The account is exact when others write while the namespace is cleared."""
+    with kit.stage(SHARE) as stage:
+        handle = stage.handle()
+        for _ in range(3):
+            _tasks(stage, [handle], "sweep")
+            judge_writes(stage, handle)
+
+
+@check()
 def concurrent_event_loops(kit: Kit) -> None:
     """Adds, account and versions hold for several event loops at the same time, each in a thread, on one backend."""
     with kit.stage() as stage:
@@ -169,6 +189,29 @@ def concurrent_connections(kit: Kit) -> None:
         for handle in handles:
             judge_writes(stage, handle)
         stage.expect("usage of every backend", {tuple(handle.usage()) for handle in handles}, {handles[0].usage()})
+
+
+@check()
+def scan_left_off(kit: Kit) -> None:
+    """A scan that is not read to its end leaves nothing behind that others have to wait for."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        handle.set_many({f"k{number}": (b"value", None) for number in range(300)})
+        view = stage.view(handle)
+
+        async def begin() -> None:
+            infos = view.scan()
+            async for _ in infos:
+                break
+            await infos.aclose()  # type: ignore[attr-defined]  # the contract allows other iterators than generators
+
+        stage.sum_up("300 entries are stored")
+        for _ in range(20):
+            guarded(stage, lambda: stage.run(begin()))
+        stage.note("20 scans are left off after one entry")
+        stage.expect("set", handle.set("k0", b"new"), 0)
+        stage.expect("clear", handle.clear(), 300)
+        stage.account(handle, 0, 0)
 
 
 @check()

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Set, Tuple
+from typing import Callable, Dict, Hashable, List, Optional, Set, Tuple
 
 from hypothesis import strategies as st
 
 from ._checks import check
 from ._handle import Handle
 from ._kit import Kit
-from ._needs import able, one_partition, usage_order, writable_time
+from ._needs import able, exact_order, one_partition, usage_order, writable_time
 from ._stage import Stage
 
 _SIZES = {"k0": 8, "k1": 12, "k2": 10, "k3": 6}
 _FULL = sum(_SIZES.values())
 _ENTRY = 10
+_MANY = 90
 _SHARE = 60
 _MOST_WRITES = 200
 
 
-def _fill(kit: Kit, stage: Stage) -> Handle:
+def _fill(kit: Kit, stage: Stage, handle: Optional[Handle] = None) -> Handle:
     """Store entries, whose uses can be told apart, up to the limit; the oldest is neither the largest nor the least."""
-    handle = stage.handle()
+    handle = handle or stage.handle()
     for name, size in _SIZES.items():
         handle.set(name, bytes(size - len(name)))
         _let_uses_part(kit, stage)
@@ -67,6 +68,14 @@ def limit_is_hard(kit: Kit) -> None:
             stage.account(handle)
             getattr(handle, verb)("c", b"")
             stage.account(handle)
+    with kit.stage(_MANY * 5) as stage:
+        handle = stage.handle()
+        handle.set_many({f"k{number:02}": (bytes(2), None) for number in range(_MANY)})
+        stage.sum_up(f"{_MANY} entries of 5 bytes are stored")
+        before = set(handle.scanned_keys())
+        evicted = handle.set("large", bytes(_MANY * 5 - 6))
+        stage.account(handle)
+        stage.expect("what set returned", evicted, len(_gone(stage, handle, before)))
 
 
 @check(usage_order)
@@ -101,15 +110,44 @@ def eviction_order(kit: Kit) -> None:
 @check(usage_order)
 def eviction_ignores_scans(kit: Kit) -> None:
     """A scan, a look at the account, and a delete or touch that does not apply are no uses."""
-    with kit.stage(_FULL) as stage:
-        handle = _fill(kit, stage)
-        handle.usage()
-        handle.scan()
-        stage.note("usage and scan")
-        handle.set("new", bytes(_SIZES["k0"] - 3))
-        gone = _gone(stage, handle, set(_SIZES))
-        right = set(list(_SIZES)[: len(gone)])
-        stage.require(bool(gone) and gone == right, f"{sorted(gone)} went after a scan, expected the oldest")
+    looks: Dict[str, Callable[[Handle, Hashable], object]] = {
+        "usage": lambda handle, _: handle.usage(),
+        "scan": lambda handle, _: handle.scan(),
+        "touch by a version out of date": lambda handle, stale: handle.touch("k0", ttl=None, version=stale),
+        "delete by a version out of date": lambda handle, stale: handle.delete("k0", version=stale),
+    }
+    for name, look in looks.items():
+        with kit.stage(_FULL) as stage:
+            handle = stage.handle()
+            handle.set("k0", b"")
+            stale = handle.version("k0")
+            _fill(kit, stage, handle)
+            look(handle, stale)
+            stage.note(name)
+            handle.set("new", bytes(_SIZES["k0"] - 3))
+            gone = _gone(stage, handle, set(_SIZES))
+            right = set(list(_SIZES)[: len(gone)])
+            stage.require(bool(gone) and gone == right, f"{sorted(gone)} went after {name}, expected the oldest")
+
+
+@check(able("shared_between_processes"), usage_order, exact_order)
+def eviction_order_of_all_backends(kit: Kit) -> None:
+    """A use is one, whichever backend on the namespace it was made by, also by one that was opened later."""
+    for when in ("together", "later"):
+        with kit.stage(_FULL) as stage:
+            one = stage.handle(name="one")
+            two = stage.handle(name="two") if when == "together" else one
+            _fill(kit, stage, one)
+            if when == "later":
+                two = stage.handle(name="two")
+            two.get("k0")
+            two.set("new", bytes(_SIZES["k1"] - 3))
+            gone = _gone(stage, one, set(_SIZES))
+            stage.require(gone == {"k1"}, f"{sorted(gone)} went, the least recently used is k1")
+            two.get("k2")
+            one.set("more", bytes(_SIZES["k3"] - 4))
+            gone = _gone(stage, two, {"k0", "k2", "k3"})
+            stage.require(gone == {"k3"}, f"{sorted(gone)} went, the least recently used is k3")
 
 
 @check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .._backend import Backend, Entry, EntryInfo, SyncBackend, Usage
 from ._failure import ConformanceError
@@ -36,6 +36,41 @@ def show(value: object) -> str:
     return shown
 
 
+def _is_count(result: object) -> bool:
+    return type(result) is int
+
+
+def _is_entries(result: object) -> bool:
+    return isinstance(result, dict) and all(isinstance(entry, Entry) for entry in result.values())
+
+
+def _is_info(info: object) -> bool:
+    return (
+        isinstance(info, EntryInfo)
+        and isinstance(info.key, str)
+        and _is_count(info.size)
+        and (info.ttl is None or type(info.ttl) in {int, float})
+    )
+
+
+# A wrong type has to be told as such: what reckons with it would raise something that nobody understands.
+_RESULTS: Dict[str, Callable[[Any], bool]] = {
+    "open": lambda result: result is None,
+    "close": lambda result: result is None,
+    "ping": lambda result: result is None,
+    "get": lambda result: result is None or isinstance(result, Entry),
+    "get_many": _is_entries,
+    "set": _is_count,
+    "set_many": _is_count,
+    "add": lambda result: isinstance(result, bool),
+    "delete": lambda result: isinstance(result, bool),
+    "touch": lambda result: isinstance(result, bool),
+    "scan": lambda result: all(map(_is_info, result)),
+    "usage": lambda result: isinstance(result, Usage) and all(map(_is_count, result)),
+    "clear": _is_count,
+}
+
+
 class Handle:
     """One backend on a stage. Every verb is as in the contract, without ``async``; ``scan`` returns a list.
 
@@ -55,10 +90,7 @@ class Handle:
         self._call("close")
 
     def get(self, key: str) -> Optional[Entry]:
-        found = self._call("get", key)
-        if found is not None and not isinstance(found, Entry):
-            self._stage.fail(f"get({key!r}) returned {found!r}: expected an Entry or None")
-        return found
+        return self._call("get", key)  # type: ignore[no-any-return]  # the contract's type
 
     def value(self, key: str) -> Optional[bytes]:
         """Return the value of the live entry under ``key``, or None."""
@@ -120,6 +152,8 @@ class Handle:
             raise ConformanceError(f"{call} raised {type(error).__name__}: {error}", self._stage.steps) from error
         if not quiet:
             self._stage.steps.append(f"{call} -> {show(result)}")
+        if not _RESULTS[verb](result):
+            self._stage.fail(f"{call} returned {result!r}, which is not what the contract says")
         return result
 
     def _run(self, verb: str, *args: Any, **kwargs: Any) -> Any:

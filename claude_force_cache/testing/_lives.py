@@ -14,6 +14,8 @@ from ._needs import able, settable_clock, writable_time
 from ._stage import Stage
 
 _QUARTER = 0.25
+# Above what is lost where times are added and rounded to the millisecond.
+_FINE = 0.002
 _LONG = 1000.0
 _YEARS = 100 * 365.25 * 24 * 3600
 _PATIENCE = 15.0
@@ -36,6 +38,17 @@ def ttl_edge(kit: Kit) -> None:
             stage.advance(_QUARTER + kit.late)
             stage.require(handle.get("key") is None, f"an entry is there {kit.late:g} s after its life of {ttl} s")
             stage.account(handle, 0, 0)
+
+    @kit.examples(milliseconds=st.integers(5, 5000))
+    def fine_edges(milliseconds: int) -> None:
+        ttl = milliseconds / 1000
+        with kit.stage() as stage:
+            handle = stage.handle()
+            handle.set("key", b"value", ttl=ttl)
+            stage.advance(ttl - _FINE)
+            stage.require(handle.get("key") is not None, f"a life of {ttl} s ended {_FINE} s early")
+            stage.advance(2 * _FINE + kit.late)
+            stage.require(handle.get("key") is None, f"an entry is there {_FINE + kit.late:g} s after {ttl} s of life")
 
 
 @check(settable_clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict
 
+from .._errors import EntryTooLargeError
 from ._checks import check
 from ._handle import Handle
 from ._kit import Kit
@@ -11,11 +12,13 @@ from ._needs import able
 from ._stage import Stage
 
 # What is appended to a namespace: names that only differ in case, or in what a store may take for a separator.
+_LONGEST = 64
 _SUFFIXES = ("", "a", "A", "_", ".k", "-k", "_k", "k")
 
 
 def _neighbours(stage: Stage) -> Dict[str, Handle]:
-    return {suffix: stage.handle(namespace=stage.namespace + suffix, name=f"namespace{suffix}") for suffix in _SUFFIXES}
+    suffixes = (*_SUFFIXES, *(end.rjust(_LONGEST - len(stage.namespace), "l") for end in "pq"))
+    return {suffix: stage.handle(namespace=stage.namespace + suffix, name=f"namespace{suffix}") for suffix in suffixes}
 
 
 # With a suffix before them, or a part of one, these can be taken for one another.
@@ -36,9 +39,9 @@ def namespace_of_entries(kit: Kit) -> None:
             for key in _KEYS:
                 stage.expect(f"get({key!r}) in {suffix!r}", handle.value(key), f"{suffix} {key}".encode(), about=key)
             stage.expect(f"scan of {suffix!r}", handle.scanned_keys(), sorted(_KEYS))
-        stage.sum_up(f"{len(_KEYS)} entries are stored in each of {len(_SUFFIXES)} namespaces")
+        stage.sum_up(f"{len(_KEYS)} entries are stored in each of {len(handles)} namespaces")
         stage.expect("delete", handles[""].delete("x"), True)
-        for suffix in _SUFFIXES[1:]:
+        for suffix in [*handles][1:]:
             stage.require(handles[suffix].get("x") is not None, f"a delete in one namespace deleted in {suffix!r}")
 
 
@@ -49,7 +52,7 @@ def namespace_of_the_account(kit: Kit) -> None:
         handles = _neighbours(stage)
         for number, handle in enumerate(handles.values()):
             handle.set("key", bytes(number))
-        stage.sum_up(f"'key' is stored in each of {len(_SUFFIXES)} namespaces, 3 bytes long, 4 and so on")
+        stage.sum_up(f"'key' is stored in each of {len(handles)} namespaces, 3 bytes long, 4 and so on")
         for number, handle in enumerate(handles.values()):
             stage.account(handle, 1, 3 + number)
         for handle in handles.values():
@@ -67,7 +70,7 @@ def namespace_of_clear(kit: Kit) -> None:
             handle.set_many(dict.fromkeys(_KEYS, (b"value", None)))
         right = (len(_KEYS), sum(len(key) + 5 for key in _KEYS))
         left = dict(handles)
-        for suffix in _SUFFIXES:
+        for suffix in handles:
             stage.sum_up(f"{len(_KEYS)} entries are stored in each of {len(left)} namespaces")
             stage.expect(f"clear of {suffix!r}", left.pop(suffix).clear(), len(_KEYS))
             stage.account(handles[suffix], 0, 0)
@@ -101,6 +104,12 @@ def shared_entries(kit: Kit) -> None:
         two.get_many(["a", "b"])
         stage.expect("one.delete('b')", one.delete("b"), True)
         stage.expect("two.get('b')", two.get("b"), None)
+        stage.sum_up("'a' is stored")
+        for verb in (one.set, one.add):
+            with stage.raises(EntryTooLargeError, "an entry that cannot fit"):
+                verb("d", bytes(100 * kit.capabilities.partitions))
+            stage.expect("two.set after a refusal of one's", two.set("e", b""), 0)
+        two.delete("e")
         one.set("c", bytes(4))
         stage.expect("two.clear()", two.clear(), 2)
         for handle in (one, two):

@@ -8,7 +8,17 @@ if TYPE_CHECKING:
     from ._checks import Need
     from ._kit import Kit
 
-__all__ = ["able", "coarse_lives", "hook", "one_partition", "settable_clock", "unable", "usage_order", "writable_time"]
+__all__ = [
+    "able",
+    "coarse_lives",
+    "exact_order",
+    "hook",
+    "one_partition",
+    "settable_clock",
+    "unable",
+    "usage_order",
+    "writable_time",
+]
 
 
 def able(capability: str) -> Need:
@@ -58,6 +68,12 @@ def one_partition(kit: Kit) -> Optional[str]:
     """Need one limit for the whole namespace."""
     partitions = kit.capabilities.partitions
     return None if partitions == 1 else f"the backend declares partitions={partitions}, which evict apart"
+
+
+def exact_order(kit: Kit) -> Optional[str]:
+    """Need an order of uses that is the same for all who use the store, at once."""
+    recency = kit.capabilities.recency
+    return f"the backend declares recency={recency:g} s" if recency else None
 
 
 def usage_order(kit: Kit) -> Optional[str]:

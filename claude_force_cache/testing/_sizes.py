@@ -93,6 +93,20 @@ def size_after_expiry(kit: Kit) -> None:
         stage.account(handle, 1, 9)
 
 
+@check(writable_time)
+def size_after_many_expiries(kit: Kit) -> None:
+    """However many entries expire together, they leave the account together, and make room together."""
+    with kit.stage() as stage:
+        handle = stage.handle()
+        handle.set("kept", b"value")
+        handle.set_many({f"k{number}": (b"value", kit.tick) for number in range(_BULK)})
+        stage.sum_up(f"'kept' is stored for ever, and {_BULK} entries for {kit.tick:g} s")
+        stage.advance(kit.tick + kit.late)
+        stage.account(handle, 1, 9)
+        stage.expect("add over an expired entry", handle.add("k0", b"value"), True)
+        stage.account(handle, 2, 16)
+
+
 @check(hook("expire_natively"))
 def size_after_native_expiry(kit: Kit) -> None:
     """An entry that the store drops by its own hand is gone for every verb, and from the account, once."""
@@ -149,8 +163,10 @@ def size_after_refused_add(kit: Kit) -> None:
     with kit.stage(50) as stage:
         handle = stage.handle()
         handle.set("a", bytes(9))
-        with stage.raises(EntryTooLargeError, "add of 51 bytes under a free key"):
+        with stage.raises(EntryTooLargeError, "add of 51 bytes under a free key") as caught:
             handle.add("b", bytes(50))
+        seen = (caught.error.size, caught.error.limit)
+        stage.expect("(size, limit) of the error", seen, (51, kit.largest("b", 50)))
         stage.expect("add of 51 bytes under a taken key", handle.add("a", bytes(50)), False)
         stage.expect("the entry that was there", handle.value("a"), bytes(9))
         stage.account(handle, 1, 10)
@@ -179,9 +195,10 @@ def size_of_bulk(kit: Kit) -> None:
         stage.expect("set_many of nothing", handle.set_many({}), 0)
         handle.set_many({"a": (bytes(4), None), "b": (bytes(8), None)})
         stage.account(handle, 2, 14)
-        with stage.raises(EntryTooLargeError, "set_many with an entry of 61 bytes") as caught:
-            handle.set_many({"a": (bytes(2), None), "b": (bytes(60), None), "c": (bytes(4), None)})
-        stage.expect("the size in the error", caught.error.size, 61)
+        with stage.raises(EntryTooLargeError, "set_many with entries of 61 and 71 bytes") as caught:
+            items = {"a": bytes(2), "b": bytes(60), "c": bytes(4), "d": bytes(70)}
+            handle.set_many({key: (value, None) for key, value in items.items()})
+        stage.expect("the size in the error, which is of the first that was refused,", caught.error.size, 61)
         stage.expect("scan", handle.scanned_keys(), ["a", "c"])
         stage.account(handle, 2, 8)
 

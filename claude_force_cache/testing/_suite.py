@@ -28,6 +28,14 @@ class _Sealed(type):
         for method in _methods():
             if getattr(cls, method, None) is not getattr(BackendConformance, method):
                 raise TypeError(f"{name} redefines {method}, {_REMEDY}")
+        for machinery in _MACHINERY:
+            if getattr(cls, machinery) is not getattr(BackendConformance, machinery):
+                raise TypeError(f"{name} redefines {machinery}, by which the kit runs its checks: use another name")
+        if not getattr(cls, "__test__", True):
+            raise TypeError(f"{name} sets __test__, and would lose every check: a class that is no test has no kit")
+        for gap, reason in getattr(cls, "known_gaps", {}).items():
+            if not reason.strip():
+                raise TypeError(f"known_gaps of {name} gives no reason for {gap!r}")
         if "__init__" in body:
             raise TypeError(f"{name} defines __init__, and pytest does not collect such classes: use a fixture")
         unknown = sorted(set(getattr(cls, "known_gaps", ())) - set(CHECKS))
@@ -47,6 +55,7 @@ class _Sealed(type):
             raise TypeError(f"{cls.__name__}.{name} cannot be changed or deleted, {_REMEDY}")
 
 
+_MACHINERY = ("has_hook", "run_check", "run_under_pytest", "gap_is_open")
 _REMEDY = "which would lose a check: a test of your own needs another name, a check that fails goes to known_gaps"
 
 

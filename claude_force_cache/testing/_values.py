@@ -15,6 +15,8 @@ from ._kit import Kit
 
 _ALPHABET = string.ascii_lowercase + string.digits + "._-"
 _LONGEST_KEY = 128
+# More than a store may take in one command.
+_BULK = 1200
 
 _keys = st.one_of(
     st.text(_ALPHABET, min_size=1, max_size=_LONGEST_KEY),
@@ -152,12 +154,12 @@ def read_in_bulk(kit: Kit) -> None:
             stage.sum_up("'a', 'b' and 'c' are stored")
             right = {key: single[key] for key in keys if key in single}
             stage.expect(f"get_many({keys})", handle.get_many(keys), right)
-        many = [f"k{number}" for number in range(200)]
+        many = [f"k{number}" for number in range(_BULK)]
         handle.set_many({key: (key.encode(), None) for key in many})
         found = handle.get_many([*many, "missing"])
         wrong = sorted(key for key in many if key not in found or found[key].value != key.encode())
-        stage.require(not wrong, f"get_many of 201 keys is wrong for {wrong[:3]}")
-        stage.expect("the number of entries that get_many returned", len(found), 200)
+        stage.require(not wrong, f"get_many of {_BULK + 1} keys is wrong for {wrong[:3]}")
+        stage.expect("the number of entries that get_many returned", len(found), _BULK)
         stage.require(all(isinstance(entry, Entry) for entry in found.values()), "get_many returned no Entry")
 
 

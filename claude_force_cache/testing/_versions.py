@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Hashable, List
+from typing import Hashable, List, Optional
 
 from ._checks import check
 from ._kit import Kit
 from ._needs import writable_time
+from ._stage import Stage
 
 
 @check()
 def version_of_each_write(kit: Kit) -> None:
     """A version is the same at every read of one write, and another for every write, also after delete and clear."""
-    with kit.stage() as stage:
-        handle = stage.handle()
-        seen: List[Hashable] = []
-        for turn in ("set", "set", "delete", "add", "delete", "set_many", "clear", "set"):
-            if turn in {"delete", "clear"}:
-                getattr(handle, turn)(*(["key"] if turn == "delete" else []))
-                continue
-            stage.sum_up(f"'key' was written {len(seen)} times" if seen else "")
-            if turn == "set_many":
-                handle.set_many({"key": (b"value", None)})
-            else:
-                getattr(handle, turn)("key", b"value")
-            version = handle.version("key")
-            stage.require(version is not None, "the version is None: nothing could be made conditional on it")
-            stage.require(_has_hash(version), f"the version {version!r} cannot be hashed")
-            stage.expect("the version at a second read", handle.version("key"), version)
-            stage.expect("the version in a bulk read", handle.get_many(["key"])["key"].version, version)
-            stage.require(version not in seen, f"the version {version!r} stands for two writes of the same key")
-            seen.append(version)
+    for value, ttl in ((b"value", None), (b"worth comparing " * 8, 60.0)):
+        with kit.stage() as stage:
+            _write_again_and_again(stage, value, ttl)
+
+
+def _write_again_and_again(stage: Stage, value: bytes, ttl: Optional[float]) -> None:
+    handle = stage.handle()
+    seen: List[Hashable] = []
+    for turn in ("set", "set", "delete", "add", "delete", "set_many", "clear", "set"):
+        if turn in {"delete", "clear"}:
+            getattr(handle, turn)(*(["key"] if turn == "delete" else []))
+            continue
+        stage.sum_up(f"'key' was written {len(seen)} times" if seen else "")
+        if turn == "set_many":
+            handle.set_many({"key": (value, ttl)})
+        else:
+            getattr(handle, turn)("key", value, ttl=ttl)
+        version = handle.version("key")
+        stage.require(version is not None, "the version is None: nothing could be made conditional on it")
+        stage.require(_has_hash(version), f"the version {version!r} cannot be hashed")
+        stage.expect("the version at a second read", handle.version("key"), version)
+        stage.expect("the version in a bulk read", handle.get_many(["key"])["key"].version, version)
+        stage.require(version not in seen, f"the version {version!r} stands for two writes of the same key")
+        seen.append(version)
 
 
 @check(writable_time)
@@ -87,6 +93,14 @@ def version_guards_touch(kit: Kit) -> None:
         handle.set("key", b"value")
         stage.expect("touch by a version out of date", handle.touch("key", ttl=60, version=stale), False)
         stage.expect("scan", [tuple(info) for info in handle.scan()], [("key", 8, None)])
+        stage.sum_up("'key' is stored")
+        handle.set("ends", b"", ttl=600)
+        old = handle.version("ends")
+        handle.set("ends", b"", ttl=600)
+        stage.expect("touch by a version out of date", handle.touch("ends", ttl=None, version=old), False)
+        lives = [info.ttl for info in handle.scan() if info.key == "ends"]
+        stage.require(lives != [None], "the entry lives for ever after touch(ttl=None) by a version out of date")
+        handle.delete("ends")
         current = handle.version("key")
         stage.expect("touch by the current version", handle.touch("key", ttl=600, version=current), True)
         lives = [info.ttl for info in handle.scan()]

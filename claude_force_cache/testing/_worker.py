@@ -55,6 +55,7 @@ async def write(backend: Backend, number: int) -> List[str]:
             entry = await backend.get(key)
             if entry is not None:
                 await backend.delete(key, version=entry.version)
+        await asyncio.sleep(0)
     return []
 
 
@@ -88,11 +89,38 @@ async def take(backend: Backend, number: int) -> List[str]:
     return deeds
 
 
+async def renew(backend: Backend, number: int) -> List[str]:
+    """Overwrite a key of its own, and touch those of all; return what was lost of its own."""
+    lost = []
+    for turn in range(TURNS):
+        value = f"{number}-{turn}".encode()
+        await backend.set(f"own-{number}", value, ttl=None)
+        for other in range(3):
+            await backend.touch(f"own-{(number + other) % 6}", ttl=60)
+        entry = await backend.get(f"own-{number}")
+        if entry is None or entry.value != value:
+            lost.append(value.decode())
+    return lost
+
+
+async def sweep(backend: Backend, number: int) -> List[str]:
+    """Clear a few times as the first worker, else write on a few keys; return nothing."""
+    if number:
+        return await write(backend, number)
+    # The others go on for longer: a clear that meets nobody would make the account right again.
+    for _ in range(TURNS // 5):
+        await backend.clear()
+        await asyncio.sleep(0)
+    return []
+
+
 WORKERS: Dict[str, Callable[[Backend, int], Awaitable[List[str]]]] = {
     "add": add,
     "write": write,
     "store": store,
     "take": take,
+    "renew": renew,
+    "sweep": sweep,
 }
 """Each does one worker's part, given its number, and returns what the others need to know of it."""
 

@@ -291,3 +291,36 @@ class UsageCountsItsNeighbours(_Neighbour):
         with self.turn():
             tables = self.shelf.values()
             return Usage(sum(len(table.records) for table in tables), sum(table.bytes for table in tables))
+
+
+@caught_by("read_in_bulk")
+class BulkReadEndsAtAThousand(DictBackend):
+    """``get_many`` asks for the first thousand keys, as many as one command takes."""
+
+    async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
+        return await super().get_many(keys[:1000])
+
+
+@caught_by("namespace_of_entries", "namespace_of_the_account", "namespace_of_clear")
+class LongNamespacesAreCut(DictBackend):
+    """Of a namespace only the first 40 characters count."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace[:40], max_bytes, clock)
+
+
+@caught_by("size_of_set", "stateful_agreement")
+class UsageIsAPlainTuple(DictBackend):
+    """``usage`` returns the right numbers, without their names."""
+
+    async def usage(self) -> Usage:
+        return tuple(await super().usage())  # type: ignore[return-value]  # that is its defect
+
+
+@caught_by("key_round_trip", "key_neighbours")
+class ScanTellsKeysOfDigitsAsNumbers(DictBackend):
+    """``scan`` yields numbers for keys that are made of digits, as a table without types does."""
+
+    async def scan(self) -> AsyncIterator[EntryInfo]:
+        async for info in super().scan():
+            yield info._replace(key=int(info.key) if info.key.isdecimal() else info.key)  # type: ignore[arg-type]

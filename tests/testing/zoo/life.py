@@ -314,3 +314,19 @@ class DeclaresACoarseClock(DictBackend):
     """The capabilities promise expiry to the second, though it is exact: a weakness that is not there."""
 
     capabilities = Capabilities(ttl_resolution=1.0, shared_between_processes=False, shared_between_machines=False)
+
+
+@caught_by("ttl_edge")
+class LivesInEighthsOfASecond(DictBackend):
+    """A life is rounded up to an eighth of a second, which the capabilities do not say."""
+
+    def expiry(self, ttl: Optional[float], now: float) -> Optional[float]:
+        return super().expiry(None if ttl is None else math.ceil(ttl * 8) / 8, now)
+
+
+@caught_by("ttl_edge")
+class ShortLivesAreEternal(DictBackend):
+    """A life of less than a tenth of a second is rounded to none, which is taken for one without an end."""
+
+    def expiry(self, ttl: Optional[float], now: float) -> Optional[float]:
+        return super().expiry(ttl if ttl is None or ttl >= 0.1 else None, now)

@@ -6,9 +6,17 @@ import asyncio
 import zlib
 from collections import deque
 from dataclasses import replace
-from typing import Deque, Dict, Hashable, Optional
+from typing import AsyncIterator, Deque, Dict, Hashable, Mapping, Optional, Sequence, Tuple
 
-from claude_force_cache import BackendClosedError, BackendUnavailableError, Capabilities, Clock, Entry
+from claude_force_cache import (
+    BackendClosedError,
+    BackendUnavailableError,
+    Capabilities,
+    Clock,
+    Entry,
+    EntryInfo,
+    Usage,
+)
 
 from .reference import DictBackend, Record, Shelf, Table
 from .registry import caught_by
@@ -208,3 +216,79 @@ class DamageIsHidden(DictBackend):
     async def get(self, key: str) -> Optional[Entry]:
         entry = await super().get(key)
         return entry if entry is None or self.table.is_sound(key) else None
+
+
+@caught_by("cancelled_writes")
+class CancelledBulkLeaksTheAccount(DictBackend):
+    """``set_many`` counts its entries, waits for the store, and stores them; cancelled, it leaves the count."""
+
+    async def set_many(self, items: Mapping[str, Tuple[bytes, Optional[float]]]) -> int:
+        size = sum(len(key) + len(value) for key, (value, _) in items.items())
+        with self.turn():
+            self.table.bytes += size
+        await asyncio.sleep(0)
+        with self.turn():
+            self.table.bytes -= size
+        return await super().set_many(items)
+
+
+@caught_by("cancelled_writes", "concurrent_clears")
+class ClearRacesWithWrites(DictBackend):
+    """``clear`` takes the entries, waits, and then sets the account to zero, with what others stored meanwhile."""
+
+    async def clear(self) -> int:
+        cleared = await super().clear()
+        await asyncio.sleep(0)
+        self.table.bytes = 0
+        return cleared
+
+
+@caught_by("cancelled_reads")
+class CancelledBulkReadLeavesItsReply(DictBackend):
+    """Replies to bulk reads come in order on one connection; that of a cancelled one goes to the next caller."""
+
+    def __init__(self, shelf: Shelf, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> None:
+        super().__init__(shelf, namespace, max_bytes, clock)
+        self.replies: Deque[Dict[str, Entry]] = deque()
+
+    async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
+        self.replies.append(await super().get_many(keys))
+        await asyncio.sleep(0)
+        return self.replies.popleft()
+
+
+@caught_by("cancelled_reads")
+class CancelledUsageKeepsItsConnection(DictBackend):
+    """``usage`` takes one of two connections, and gives it back only where nobody cancels it."""
+
+    free = 2
+
+    async def usage(self) -> Usage:
+        for _ in range(1000):
+            if self.free:
+                break
+            await asyncio.sleep(0)
+        else:
+            raise BackendUnavailableError("no connection is free")
+        self.free -= 1
+        await asyncio.sleep(0)
+        self.free += 1
+        return await super().usage()
+
+
+@caught_by("scan_left_off")
+class ScanLeftOffHoldsTheStore(DictBackend):
+    """A scan that is not read to its end counts as under way for ever, and ``clear`` waits for it."""
+
+    scans = 0
+
+    async def scan(self) -> AsyncIterator[EntryInfo]:
+        self.scans += 1
+        async for info in super().scan():
+            yield info
+        self.scans -= 1
+
+    async def clear(self) -> int:
+        if self.scans:
+            raise BackendUnavailableError("a scan is under way")
+        return await super().clear()

@@ -378,6 +378,56 @@ class EvictsBeforeTheLimit(DictBackend):
         return self.max_bytes is not None and self.table.bytes >= self.max_bytes and len(self.table.records) > 1
 
 
+@caught_by("limit_is_hard")
+class EvictsAtMostTen(DictBackend):
+    """One write evicts at most ten entries, and overshoots the limit if it needs more."""
+
+    def make_room(self) -> int:
+        evicted = 0
+        while self.too_full() and evicted < 10:
+            self.table.remove(self.victim())
+            evicted += 1
+        return evicted
+
+
+@caught_by("eviction_ignores_scans")
+class StaleTouchIsAUse(DictBackend):
+    """A touch by a stale version changes nothing, and counts as a use."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        touched = await super().touch(key, ttl=ttl, version=version)
+        if key in self.table.records:
+            self.table.use(key)
+        return touched
+
+
+@caught_by("size_of_bulk")
+class RefusalInABatchTellsTheLast(DictBackend):
+    """``set_many`` reports the last entry that was refused, not the first."""
+
+    async def set_many(self, items: Mapping[str, Tuple[bytes, Optional[float]]]) -> int:
+        evicted, refused = 0, None
+        for key, (value, ttl) in items.items():
+            try:
+                evicted += await self.set(key, value, ttl=ttl)
+            except EntryTooLargeError as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        return evicted
+
+
+@caught_by("size_after_refused_add")
+class RefusedAddMixesUpItsError(DictBackend):
+    """The error of a refused add has size and limit in each other's place."""
+
+    async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        try:
+            return await super().add(key, value, ttl=ttl)
+        except EntryTooLargeError as error:
+            raise EntryTooLargeError(error.limit, error.size) from None
+
+
 @caught_by("eviction_no_more_than_needed")
 class EvictsFromEveryPartition(Partitioned):
     """Where one of its partitions is full, all are emptied but for the new entry."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 import time
 from contextlib import contextmanager
 from typing import Dict, Iterator, Optional
 
-from claude_force_cache import Capabilities, Entry, Usage
+from claude_force_cache import Capabilities, Entry, EntryTooLargeError, Usage
 
 from .reference import SQLiteBackend
 from .registry import caught_by
@@ -140,3 +141,51 @@ class LeavesAThread(SQLiteBackend):
     def open(self) -> None:
         super().open()
         threading.Thread(target=time.sleep, args=[60], name="sweeper", daemon=True).start()
+
+
+@caught_by("eviction_order_of_all_backends")
+class UsesAreCountedApart(SQLiteBackend):
+    """Each connection numbers uses for itself, from where the store was when it was opened."""
+
+    def open(self) -> None:
+        self.uses = itertools.count(1)
+        super().open()
+        with self.transaction():
+            self.uses = itertools.count(self.number())
+
+    def use(self, key: str) -> None:
+        self.run(
+            "update entries set used = :serial where namespace = :namespace and key = :key", key, serial=next(self.uses)
+        )
+
+    def store(self, key: str, value: bytes, ttl: Optional[float], now: float) -> int:
+        evicted = super().store(key, value, ttl, now)
+        self.use(key)
+        return evicted
+
+
+@caught_by("shared_entries")
+class RefusalKeepsTheLock(SQLiteBackend):
+    """A refused add leaves its transaction open until the next verb, and nobody else can write."""
+
+    left = False
+
+    def connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(str(self.path), timeout=0.2, isolation_level=None, check_same_thread=False)
+
+    def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
+        try:
+            return super().add(key, value, ttl=ttl)
+        except EntryTooLargeError:
+            assert self.database is not None
+            self.database.execute("begin immediate")
+            self.left = True
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[float]:
+        if self.left and self.database is not None:
+            self.database.execute("rollback")
+            self.left = False
+        with super().transaction() as now:
+            yield now

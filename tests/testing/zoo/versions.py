@@ -71,6 +71,18 @@ class VersionIsTheContent(DictBackend):
 
 
 @caught_by("version_of_each_write")
+class EqualValueIsNotWritten(DictBackend):
+    """A set of the value that is there already, if it is long, only renews its life, and the version stays."""
+
+    async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
+        entry = await self.get(key)
+        if ttl is not None and entry is not None and entry.value == value and len(value) > 64:
+            await self.touch(key, ttl=ttl)
+            return 0
+        return await super().set(key, value, ttl=ttl)
+
+
+@caught_by("version_of_each_write")
 class VersionIsTheTime(DictBackend):
     """The version is the time of the write, so two writes within one tick of the clock are one version."""
 
@@ -208,3 +220,25 @@ class LosingAddRenewsTheVersion(DictBackend):
         if not stored:
             self.table.records[key] = self.table.records[key]._replace(version=next(self.table.versions))
         return stored
+
+
+@caught_by("version_guards_touch")
+class EternalTouchIgnoresTheVersion(DictBackend):
+    """A touch without a life makes whatever is there eternal."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        return await super().touch(key, ttl=ttl, version=None if ttl is None else version)
+
+
+@caught_by("concurrent_touches")
+class TouchWritesTheValueBack(DictBackend):
+    """A touch reads the entry, waits, and writes it back with its new life, over what was stored meanwhile."""
+
+    async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
+        record = self.table.records.get(key)
+        await asyncio.sleep(0)
+        touched = await super().touch(key, ttl=ttl, version=version)
+        if touched and record is not None:
+            self.table.bytes += len(record.value) - len(self.table.records[key].value)
+            self.table.records[key] = self.table.records[key]._replace(value=record.value)
+        return touched
