@@ -163,7 +163,9 @@ class _Reason(BaseModel):
     reason: str
 
 
-@pytest.mark.skipif(not hasattr(anthropic.AsyncAnthropic(api_key=KEY).messages, "parse"), reason="this SDK has no messages.parse")
+@pytest.mark.skipif(
+    not hasattr(anthropic.AsyncAnthropic(api_key=KEY).messages, "parse"), reason="this SDK has no messages.parse"
+)
 def test_structured_output_is_parsed_again(run: Any, api: Any) -> None:
     async def test(client: Any, cache: Any) -> Any:
         return [await client.messages.parse(**QUESTION, output_format=_Reason) for _ in range(2)]
