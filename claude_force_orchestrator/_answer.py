@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple
 
@@ -28,6 +29,7 @@ _COMPLETE: FrozenSet[Optional[str]] = frozenset({"end_turn", "stop_sequence"})
 _TRUNCATED: FrozenSet[Optional[str]] = frozenset({"max_tokens", "model_context_window_exceeded"})
 _WAITING: FrozenSet[Optional[str]] = frozenset({"tool_use", "pause_turn"})
 _THINKING = frozenset({"thinking", "redacted_thinking"})
+_ERROR_EVENT = re.compile(rb"\nevent: ?error\s")
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,8 @@ def _read_events(body: bytes) -> Dict[str, Any]:
 
     :raises ValueError: if it is not the whole of a message.
     """
+    if _ERROR_EVENT.search(body):  # also after the message, since each replay would raise it
+        raise ValueError("the event stream reports an error")
     message: Optional[Dict[str, Any]] = None
     blocks: Dict[Any, Dict[str, Any]] = {}
     texts: Dict[Any, List[str]] = {}

@@ -238,7 +238,8 @@ def test_a_stream_that_breaks_gives_its_listeners_what_came_and_the_error(run: A
     assert len(api.requests) == 2
 
 
-def test_an_error_event_is_passed_on_and_not_stored(run: Any, api: Any) -> None:
+@pytest.mark.parametrize("place", [4, None], ids=["in the middle", "after message_stop"])
+def test_an_error_event_is_passed_on_and_not_stored(run: Any, api: Any, place: Optional[int]) -> None:
     async def test(client: Any, cache: Any) -> None:
         with pytest.raises(anthropic.APIStatusError, match="overloaded"):
             await collect(await start(client))
@@ -246,7 +247,7 @@ def test_an_error_event_is_passed_on_and_not_stored(run: Any, api: Any) -> None:
 
     pieces = api.events(TEXT)
     error = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "overloaded"}}\n\n'
-    api.says(api.feed(*pieces[:4], error, end=True), api.feed(*pieces, end=True))
+    api.says(api.feed(*pieces[:place], error, end=True), api.feed(*pieces, end=True))
     run(test)
     assert len(api.requests) == 2
 
