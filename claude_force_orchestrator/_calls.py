@@ -31,7 +31,6 @@ from ._errors import (
     SpendLimitError,
 )
 from ._families import Families, Family
-from ._pace import Start
 from ._request import Request
 
 __all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "retry_after"]
@@ -150,24 +149,27 @@ class Caller:
         """
         client = await self._clients.get()
         family = self._families.of(request.template.model)
-        start = await self._families.enter(family, patience=MAX_RETRY_AFTER)
-        if start is None:
-            raise self._too_long(family)
+        await self._families.enter(family)
         try:
-            return await self._call(client, request, family, start)
+            return await self._call(client, request, family)
         finally:
             self._families.leave(family)
 
-    async def _call(self, client: Any, request: Request, family: Family, start: Start) -> Reply:
+    async def _call(self, client: Any, request: Request, family: Family) -> Reply:
         import anthropic
 
         arguments = request.arguments()
         # A server may quote the key that it refuses.
         hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
         failures = refusals = 0
+        cause: Optional[Exception] = None
         while True:
-            self._on_attempt()
+            # Here the end of the family's pause is waited for, if the API asked for one.
+            start = await self._families.start(family, patience=MAX_RETRY_AFTER)
+            if start is None:
+                raise self._too_long(family) from cause
             try:
+                self._on_attempt()
                 with anyio.fail_after(self._timeout):
                     reply = await _send(client, arguments)
                 family.answered(start, reply.headers)
@@ -176,6 +178,8 @@ class Caller:
                 cause = error
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error, hidden)}") from error
+            finally:
+                self._families.end(family)
             failure = self._judge(cause, failures + refusals + 1, hidden)
             if failure.refused:
                 family.refused(start, failure.headers, failure.asked)
@@ -188,11 +192,6 @@ class Caller:
                 raise failure.error from cause
             if not failure.refused or failure.asked is None:
                 await asyncio.sleep(backoff(failures + refusals, failure.asked))
-            # Here the end of the family's pause is waited for, if the API asked for one.
-            again = await family.admit(patience=MAX_RETRY_AFTER)
-            if again is None:
-                raise self._too_long(family) from cause
-            start = again
 
     def _too_long(self, family: Family) -> RateLimitError:
         text = (

@@ -42,8 +42,8 @@ class FamilyLimit:
     """How it stands with one family of models.
 
     :param limit: how many calls may be under way at once, at present.
-    :param in_flight: how many are, those that wait for another attempt included.
-    :param waiting: how many wait for their turn: for a free slot, the end of a pause, or room in the quota.
+    :param in_flight: how many requests are.
+    :param waiting: how many calls wait: for a free slot, the end of a pause, room in the quota, or another attempt.
     :param paused_until: when the API allows the next request, in seconds since 1970, or None if it may be sent now.
     """
 
@@ -124,12 +124,12 @@ class Family:
             self._turn.release()
 
     def enter(self) -> None:
-        """Count a call as under way."""
+        """Count a request as under way."""
         with self._lock:
             self._in_flight += 1
 
     def leave(self) -> None:
-        """Count a call as ended."""
+        """Count a request as ended."""
         with self._lock:
             self._in_flight -= 1
 
@@ -210,9 +210,9 @@ class Family:
 class Families:
     """The families of one orchestrator, and the slots that they share.
 
-    A call holds its slot from before the first attempt until after the last, pauses included: whoever was told to
-    slow down shall not make room for another call. A family that has to wait holds no shared slot, so that it does
-    not hold up the others.
+    A call holds its family's slot from before the first attempt until after the last, pauses included: whoever was told
+    to slow down shall not make room for another call of that family. A shared slot it holds only while an attempt is
+    under way, so that a family that has to wait does not hold up the others.
 
     :param most: how many calls may be under way at once, over all families, event loops and threads.
     :param emit: called with the name and arguments of each event.
@@ -235,34 +235,35 @@ class Families:
                 family = self._families.setdefault(name, Family(name, self._most, self._emit, **self._options))
         return family
 
-    async def enter(self, family: Family, *, patience: float) -> Optional[Start]:
-        """Return once a call of the family may begin, and its first request start. :meth:`leave` ends it.
-
-        :param patience: None is returned, and nothing needs to be ended, when a pause lasts longer than this.
-        """
+    async def enter(self, family: Family) -> None:
+        """Return once a call of the family may begin. :meth:`leave` ends it."""
         await family.slots.acquire()
-        try:
-            while True:
-                start = await family.admit(patience=patience)
-                if start is None:
-                    family.slots.release()
-                    return None
-                await self._shared.acquire()
-                if not family.pause:
-                    family.enter()
-                    return start
-                # A pause began while this call waited for the others. It counts as started in the family's copy of
-                # the quota until the next reply, which errs on the safe side.
-                self._shared.release()
-        except BaseException:
-            family.slots.release()
-            raise
 
     def leave(self, family: Family) -> None:
         """End a call."""
+        family.slots.release()
+
+    async def start(self, family: Family, *, patience: float) -> Optional[Start]:
+        """Return once a request of a call may start. :meth:`end` ends it.
+
+        :param patience: None is returned, and nothing needs to be ended, when a pause lasts longer than this.
+        """
+        while True:
+            start = await family.admit(patience=patience)
+            if start is None:
+                return None
+            await self._shared.acquire()
+            if not family.pause:
+                family.enter()
+                return start
+            # A pause began while this request waited for the others. It counts as started in the family's copy of
+            # the quota until the next reply, which errs on the safe side.
+            self._shared.release()
+
+    def end(self, family: Family) -> None:
+        """End a request."""
         family.leave()
         self._shared.release()
-        family.slots.release()
 
     def snapshot(self, now: float) -> Dict[str, FamilyLimit]:
         """Return how it stands with each family that was called, by name.

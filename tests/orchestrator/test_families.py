@@ -271,9 +271,9 @@ def test_limits_can_be_seen_and_heard(make: Any, run: Any, api: Any) -> None:
         task = asyncio.ensure_future(it.execute_agent("code-reviewer", "x"))
         await _until(lambda: listener.pauses)
         other = asyncio.ensure_future(it.execute_agent("code-reviewer", "y"))
-        await _until(lambda: it.limits["claude-haiku"].waiting)
+        await _until(lambda: it.limits["claude-haiku"].waiting == 2)
         state = it.limits["claude-haiku"]
-        assert (state.limit, state.in_flight, state.waiting) == (16, 1, 1)
+        assert (state.limit, state.in_flight) == (16, 0)
         assert state.paused_until is not None
         assert (await task).success
         assert (await other).success
@@ -301,6 +301,23 @@ def test_a_pause_of_one_family_holds_up_no_other(run: Any, api: Any) -> None:
         for task in (paused, *waiting):
             task.cancel()
         await asyncio.gather(paused, *waiting, return_exceptions=True)
+        assert it.limits["claude-haiku"].waiting == it.limits["claude-haiku"].in_flight == 0
+
+    run(ask, max_concurrent=2)
+
+
+def test_calls_that_were_refused_hold_up_no_other_family_while_they_wait(run: Any, api: Any) -> None:
+    for number in range(2):
+        api.to[f"x{number}"] = api.reply(status=429, headers={"retry-after": "30"})
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        refused = [asyncio.ensure_future(it.execute_agent("code-reviewer", f"x{n}")) for n in range(2)]
+        await api.arrived(2)
+        assert (await asyncio.wait_for(it.execute_agent("code-reviewer", "y", model="claude-opus-5"), 10)).success
+        assert len(api.requests) == 3
+        for task in refused:
+            task.cancel()
+        await asyncio.gather(*refused, return_exceptions=True)
         assert it.limits["claude-haiku"].waiting == it.limits["claude-haiku"].in_flight == 0
 
     run(ask, max_concurrent=2)
