@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import (
@@ -19,6 +20,7 @@ from typing import (
     List,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Type,
     Union,
@@ -186,6 +188,7 @@ class AsyncAgentOrchestrator:
         path = self.project.folder / "metrics" / "executions.jsonl"
         self._tracker = Tracker(path) if settings.enable_tracking else None
         self._warned_of_cache = False
+        self._calls: Set[asyncio.Future[None]] = set()
         self._cache: Optional[Cache[Answer]] = self._make_cache()
 
     def _make_cache(self) -> Optional[Cache[Answer]]:
@@ -239,18 +242,22 @@ class AsyncAgentOrchestrator:
         await self.close()
 
     async def close(self) -> None:
-        """Write what is still to be recorded, close the API client and, unless it was given, the cache.
+        """Finish the calls that are under way in this event loop, then release everything but a cache that was given.
 
-        Idempotent. A later execution opens everything again.
+        What is still to be recorded is written. Idempotent. A later execution opens everything again.
         """
         cache, self._cache = self._cache, None
-        try:
-            await self._clients.close()
-            if cache is not None and cache is not self.settings.cache:
-                await cache.close()
-        finally:
+        # A close that is cancelled, or that fails at one of these, still does the rest.
+        async with AsyncExitStack() as stack:
             if self._tracker is not None:
-                await anyio.to_thread.run_sync(self._tracker.close)
+                stack.push_async_callback(anyio.to_thread.run_sync, self._tracker.close)
+            stack.push_async_callback(self._clients.close)
+            if cache is not None and cache is not self.settings.cache:
+                stack.push_async_callback(cache.close)
+            # Also those in the background, for answers that were stale: they are paid for.
+            calls = [call for call in tuple(self._calls) if call.get_loop() is asyncio.get_running_loop()]
+            if calls:
+                await asyncio.wait(calls)
 
     async def execute_agent(
         self,
@@ -494,6 +501,8 @@ class AsyncAgentOrchestrator:
         :raises OrchestratorError: if there is none; nothing else, so that whatever else comes out of a look-up
             is known to be the cache's.
         """
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.add(ended)
         try:
             suspicions = execution.suspicions = await examine(request.task, request.context)
             if suspicions and self.settings.on_suspicion == "refuse":
@@ -514,6 +523,9 @@ class AsyncAgentOrchestrator:
             raise
         except Exception as defect:
             raise _internal_error(defect) from defect
+        finally:
+            self._calls.discard(ended)
+            ended.set_result(None)
         self._ledger.paid(answer, self._prices.cost(answer))
         return answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any, Dict, List
 
 import pytest
@@ -334,3 +335,34 @@ def test_tenants_do_not_invalidate_each_others_answers(make: Any, api: Any) -> N
             assert "tenant:acme" in (await it.explain("code-reviewer", "x")).tags
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_call_in_the_background_is_finished_before_the_orchestrator_closes(
+    make: Any, api: Any, clock: Clock, tmp_path: Any, given: bool
+) -> None:
+    url = f"disk://{tmp_path}/answers"
+    gate = threading.Event()
+    options = {"ttl_hours": 1, "stale_while_revalidate_hours": 5}
+
+    async def main() -> None:
+        cache = open_cache(url, codec=AnswerCodec(), clock=clock) if given else url
+        async with make(cache=cache, clock=clock) as it:
+            await it.execute_agent("code-reviewer", "x", **options)
+            clock.pass_hours(2)
+            api.says(api.reply(gate=gate))
+            assert (await it.execute_agent("code-reviewer", "x", **options)).metadata.stale
+            await api.arrived(2)
+            closing = asyncio.ensure_future(it.close())
+            await asyncio.sleep(0)
+            gate.set()
+            await closing
+            assert it.totals.calls == 2
+        if not isinstance(cache, str):
+            await cache.close()
+        async with make(cache=url, clock=clock) as it:
+            result = await it.execute_agent("code-reviewer", "x", cache="only-if-cached")
+            assert result.metadata.cache_age_seconds == 0
+
+    asyncio.run(main())
+    assert len(api.requests) == 2
