@@ -98,10 +98,13 @@ _ANY = _Demand()
 
 
 class _Bond(NamedTuple):
-    """The tags of a value; their epochs and the number of invalidations here, from before it was made."""
+    """The tags of a value; their epochs and the number of invalidations here, from before it was made.
+
+    The epochs are None if the store could not be asked then: what was invalidated since cannot be known.
+    """
 
     tags: Tuple[str, ...]
-    epochs: Epochs
+    epochs: Optional[Epochs]
     invalidations: int
 
 
@@ -449,6 +452,8 @@ class Cache(Generic[V]):
             late = demand.overdue(entry.created_at, entry.expires_at, self._clock())
             if late >= (max(0.0, demand.stale_while_revalidate) if looks else demand.stale_if_error):
                 return None
+            if looks:
+                entry = replace(entry, stale=late >= 0)
         return replace(entry, value=value, cached=True)
 
     async def _work(
@@ -456,18 +461,21 @@ class Cache(Generic[V]):
     ) -> _Landed[V]:
         """Do what a flight is for: look, and if nothing serves, compute and store."""
         invalidations = self._invalidations
-        entry, epochs = await self._read(names, work.tags, demand) if looks else (None, {})
+        entry, found = await self._read(names, work.tags, demand) if looks else (None, {})
         if entry is not None and self._serves(entry, demand):
             if entry.stale:
                 again = demand._replace(stale_if_error=0.0)
                 self._flight.start(f"refresh {names[0]}", lambda other: self._refresh(other, names, work, again))
         else:
+            epochs: Optional[Epochs] = {}
             if work.tags:
                 # Before the value is made: what is invalidated from now on does not hold what comes of it.
                 try:
-                    epochs = await self._vault.ensure_epochs(work.tags, epochs)
-                except (BackendUnavailableError, EntryTooLargeError):
-                    epochs = {}  # the store tries once more
+                    epochs = await self._vault.ensure_epochs(work.tags, found)
+                except BackendUnavailableError:
+                    epochs = None
+                except EntryTooLargeError:
+                    pass  # the store finds out, and says so
             try:
                 value = await work.compute()
             except Exception as error:
@@ -798,6 +806,9 @@ class Cache(Generic[V]):
         try:
             if bond.invalidations == self._invalidations or not bond.tags:
                 self._keep(name, value, data, life, now=life.created_at)
+            if bond.epochs is None:
+                self._counts["errors"] += 1
+                return False
             epochs = await self._vault.ensure_epochs(bond.tags, bond.epochs) if bond.tags else {}
             sealed = await self._vault.seal(name, data, life, epochs)
             ttl = None if life.kept_until is None else life.kept_until - life.created_at

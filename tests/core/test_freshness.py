@@ -1,6 +1,7 @@
 """Values past their freshness: for whom they still do, and who makes the next ones."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, Awaitable, Callable, Optional
 
 import pytest
@@ -38,10 +39,12 @@ class Source:
         return self.made
 
 
-def run(test: Callable[[Cache[Any], ManualClock, Source], Awaitable[None]], **options: Any) -> None:
+def run(
+    test: Callable[[Cache[Any], ManualClock, Source], Awaitable[None]], url: str = "memory://", **options: Any
+) -> None:
     async def main() -> None:
         clock = ManualClock()
-        async with open_cache("memory://", clock=clock, secrets=SECRET, **options) as cache:
+        async with open_cache(url, clock=clock, secrets=SECRET, **options) as cache:
             await test(cache, clock, Source())
 
     asyncio.run(main())
@@ -189,6 +192,20 @@ def test_each_caller_of_a_shared_look_up_gets_what_it_asked_for() -> None:
         assert source.made == 2  # the strict ones shared the call in the background
 
     run(test)
+
+
+def test_whoever_shares_a_look_up_is_told_by_its_own_measure_whether_the_value_is_stale(tmp_path: Path) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=100)
+        clock.now += 50
+        first, second = await asyncio.gather(
+            cache.fetch("key", source, ttl=100),
+            cache.fetch("key", source, ttl=100, max_age=10, stale_while_revalidate=100),
+        )
+        assert (first.stale, second.stale) == (False, True)
+        assert (first.value, second.value) == (1, 1)
+
+    run(test, f"disk://{tmp_path}/store", tier_bytes=0)
 
 
 @tiered

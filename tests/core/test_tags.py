@@ -129,6 +129,27 @@ def test_a_value_that_was_being_made_while_its_tag_was_invalidated_is_not_kept(t
     run("memory://", test, tier_bytes=tier)
 
 
+def test_a_value_that_was_begun_while_the_store_was_away_is_not_bound_to_what_was_invalidated_since() -> None:
+    async def test(cache: Cache[Any]) -> None:
+        add = cache._backend.add
+
+        async def away(*arguments: Any, **options: Any) -> bool:
+            raise BackendUnavailableError("away")
+
+        async def compute() -> str:
+            cache._backend.add = add  # type: ignore[method-assign]  # the store is back
+            await cache.invalidate("t")
+            return "made before"
+
+        cache._backend.add = away  # type: ignore[method-assign]
+        assert (await cache.fetch("key", compute, tags=["t"])).value == "made before"
+        assert await cache.get("key") is MISSING
+        assert (await cache.fetch("key", constant("made after", []), tags=["t"])).value == "made after"
+        assert await cache.get("key") == "made after"
+
+    run("memory://", test)
+
+
 def test_processes_see_each_others_invalidations(store_url: str) -> None:
     if store_url == "memory://":
         return  # it belongs to one process
