@@ -12,7 +12,7 @@ from typing import Any, AsyncIterator, Callable, Dict, Iterator, Optional, TypeV
 import anyio.to_thread
 from anyio import CapacityLimiter
 
-from claude_force_cache import BlockingCache
+from claude_force_cache import BackendClosedError, BlockingCache
 
 from ._answer import Answer
 from ._exchange import Response, without_encoding
@@ -147,4 +147,7 @@ class _BlockingStream:
             yield piece
 
     def close(self) -> None:
-        self._cache.run(self._body.close)
+        try:
+            self._cache.run(self._body.close)
+        except BackendClosedError:
+            pass  # the cache waited for the end of the body before it closed

@@ -576,6 +576,7 @@ class AsyncAgentOrchestrator:
         model: Optional[str] = None,
         workflow: Optional[str] = None,
         tags: Iterable[str] = (),
+        everything: bool = False,
     ) -> int:
         """Make all answers of an agent, of a model, of a workflow, or with one of the tags a miss, for everybody.
 
@@ -583,15 +584,18 @@ class AsyncAgentOrchestrator:
 
         :param agent: an agent, which the project need not have; ``name@digest`` is one state of its definition.
         :param tags: own tags, as given to :meth:`execute_agent`.
+        :param everything: all answers of the cache's tenant; those of other tenants stay.
         :returns: how many of these names were in use.
         :raises InvalidTaskError: if nothing is named.
         :raises ConfigError: if the cache is switched off.
         :raises claude_force_cache.CacheError: if the store is not available, or not configured rightly.
         """
-        named = invalidation_tags(agent=agent, model=model, workflow=workflow, tags=tags)
+        named = () if everything else invalidation_tags(agent=agent, model=model, workflow=workflow, tags=tags)
         cache = self._usable_cache()
         if cache is None:
             raise ConfigError("the cache is switched off, so there is nothing to invalidate; set enable_cache")
+        if everything:
+            named = (tenant_tag(cache.settings.tenant),)
         return await cache.invalidate(*named)
 
     async def explain(

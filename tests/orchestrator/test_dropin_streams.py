@@ -425,6 +425,16 @@ def test_when_all_of_a_blocking_client_leave_the_call_is_given_up(blocking: Any,
     asyncio.run(until(feed.left.is_set))
 
 
+def test_a_stream_of_a_blocking_client_can_be_closed_after_its_cache(way: str, api: Any) -> None:
+    api.says(api.feed(*api.events(TEXT), end=True))
+    cache = BlockingCache(open_cache("memory://", codec=AnswerCodec()))
+    with adopt(way, anthropic.Anthropic, cache, {}, base_url=api.url) as client:
+        with cache:
+            stream = client.messages.create(**QUESTION, stream=True)
+            next(stream)
+        stream.response.close()
+
+
 def test_an_error_is_the_first_ones_and_the_others_try_once_more_together(run: Any, api: Any) -> None:
     async def listen(client: Any) -> Any:
         return await collect(await start(client))

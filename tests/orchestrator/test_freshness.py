@@ -366,3 +366,18 @@ def test_a_call_in_the_background_is_finished_before_the_orchestrator_closes(
 
     asyncio.run(main())
     assert len(api.requests) == 2
+
+
+def test_everything_is_all_answers_of_the_tenant(make: Any, api: Any, tmp_path: Any) -> None:
+    async def main() -> None:
+        url = f"disk://{tmp_path}/answers?tier_bytes=0&tenant="
+        async with make(cache=f"{url}one") as one, make(cache=f"{url}two") as two:
+            for it in (one, two):
+                await it.execute_agent("code-reviewer", "x")
+                await it.execute_agent("doc_writer", "x")
+            assert await one.invalidate(everything=True) == 1
+            for it, cached in ((one, False), (two, True)):
+                assert (await it.execute_agent("code-reviewer", "x")).metadata.cached is cached
+                assert (await it.execute_agent("doc_writer", "x")).metadata.cached is cached
+
+    asyncio.run(main())
