@@ -195,7 +195,8 @@ class DropIn:
     async def _stream(self, question: Question, own: _Own) -> Response:
         account = await self._account(question)
         refresh = question.mode == "no-cache"
-        name = (await self._cache.stored_key(question.key), account, question.api_version, refresh)
+        stored_key = await self._cache.stored_key(question.key)
+        name = (stored_key, account, question.api_version, refresh, *self._freshness.values())
         relays = _under_way.setdefault(self._cache, WeakKeyDictionary()).setdefault(asyncio.get_running_loop(), {})
 
         async def work(relay: Relay[_Entry]) -> _Entry:

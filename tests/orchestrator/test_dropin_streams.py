@@ -435,6 +435,22 @@ def test_a_stream_of_a_blocking_client_can_be_closed_after_its_cache(way: str, a
         stream.response.close()
 
 
+def test_clients_that_ask_for_another_freshness_share_no_stream(way: str, api: Any, tmp_path: Any) -> None:
+    async def main() -> None:
+        async with open_cache(f"disk://{tmp_path}/store?tier_bytes=0", codec=AnswerCodec()) as cache:
+            patient = adopt(way, anthropic.AsyncAnthropic, cache, {}, base_url=api.url)
+            strict = adopt(way, anthropic.AsyncAnthropic, cache, {"max_age": 0.0}, base_url=api.url)
+            async with patient, strict:
+                await collect(await start(patient))
+                old, new = await asyncio.gather(start(patient), start(strict))
+                assert text_of(await collect(old)) == TEXT
+                assert text_of(await collect(new)) == "New."
+
+    api.says(api.feed(*api.events(TEXT), end=True), api.feed(*api.events("New."), end=True))
+    asyncio.run(main())
+    assert len(api.requests) == 2
+
+
 def test_an_error_is_the_first_ones_and_the_others_try_once_more_together(run: Any, api: Any) -> None:
     async def listen(client: Any) -> Any:
         return await collect(await start(client))
