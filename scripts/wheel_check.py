@@ -113,7 +113,8 @@ def check_extra(extra: str, wheel: Path, wheels: Path, folder: Path) -> str:
     """Return one line on how the wheel did with this extra alone."""
     began = time.perf_counter()
     home = folder / extra
-    venv.create(home / "venv", with_pip=True)
+    # Linked, not copied: while one thread writes a copy, another may fork, and the copy cannot be started ("text file busy").
+    venv.create(home / "venv", symlinks=True, with_pip=True)
     python = home / "venv" / "bin" / "python"
     target = str(wheel) if extra == "base" else f"{wheel}[{extra}]"
     run(python, "-m", "pip", "install", "-qq", "--no-index", "--find-links", wheels, target, cwd=home)
