@@ -113,7 +113,7 @@ def check_extra(extra: str, wheel: Path, wheels: Path, folder: Path) -> str:
     """Return one line on how the wheel did with this extra alone."""
     began = time.perf_counter()
     home = folder / extra
-    # Linked, not copied: while one thread writes a copy, another may fork, and the copy cannot be started ("text file busy").
+    # Linked, not copied: a copy that one thread writes while another forks is "busy", and does not start.
     venv.create(home / "venv", symlinks=True, with_pip=True)
     python = home / "venv" / "bin" / "python"
     target = str(wheel) if extra == "base" else f"{wheel}[{extra}]"
