@@ -10,7 +10,6 @@ import time
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
-from itertools import count
 from types import TracebackType
 from typing import (
     Any,
@@ -69,7 +68,6 @@ class _Default:
 
 
 _DEFAULT = _Default()
-_numbers = count()
 TTL = Union[None, float, _Default]
 
 _Landed = Tuple[CacheEntry[V], Optional[bytes]]
@@ -193,6 +191,7 @@ class Cache(Generic[V]):
             workers=self._workers,
             forget=self._forget,
             discarded=self._discarded,
+            clock=clock,
         )
         self._invalidations = 0
         self._events = Events(url)
@@ -210,6 +209,11 @@ class Cache(Generic[V]):
     def capabilities(self) -> Capabilities:
         """What the store cannot do; complete once the cache is open."""
         return self._backend.capabilities
+
+    @property
+    def codec(self) -> Codec[V]:
+        """How values become bytes."""
+        return self._codec
 
     @property
     def secret_origin(self) -> Optional[str]:
@@ -433,7 +437,7 @@ class Cache(Generic[V]):
         # A refresh shares its flight with other refreshes only: a reader may take what is stored.
         found = await self._join(f"refresh {names[0]}", names, work, demand, looks=False)
         while found is None:
-            found = await self._join(f"only {names[0]} {next(_numbers)}", names, work, demand, looks=False)
+            found = await self._join(f"only {names[0]} {id(work)}", names, work, demand, looks=False)
         return found
 
     async def _join(
@@ -637,10 +641,10 @@ class Cache(Generic[V]):
         async for info in self._backend.scan():
             batch.append(info)
             if len(batch) == _SCAN_BATCH:
-                for stored, _ in await self._vault.look_over(batch, self._clock()):
+                for stored, _ in await self._vault.look_over(batch):
                     yield stored
                 batch = []
-        for stored, _ in await self._vault.look_over(batch, self._clock()):
+        for stored, _ in await self._vault.look_over(batch):
             yield stored
 
     async def get_stored(self, key: str) -> Optional[StoredEntry[V]]:
@@ -650,7 +654,7 @@ class Cache(Generic[V]):
         """
         await self.open()
         await self._ensure_backend()
-        for stored, _ in await self._vault.look_over([EntryInfo(key, 0, None)], self._clock()):
+        for stored, _ in await self._vault.look_over([EntryInfo(key, 0, None)]):
             return stored
         return None
 
@@ -680,7 +684,7 @@ class Cache(Generic[V]):
         infos = [info async for info in self._backend.scan()]
         for start in range(0, len(infos), _SCAN_BATCH):
             batch = infos[start : start + _SCAN_BATCH]
-            for stored, entry in await self._vault.look_over(batch, self._clock()):
+            for stored, entry in await self._vault.look_over(batch):
                 if stored.state == "foreign":
                     foreign.append(stored.key)
                 elif stored.state == "corrupt":
@@ -759,7 +763,7 @@ class Cache(Generic[V]):
         """Return what the store has and the caller can use, fresh or marked as stale, and the epochs of the tags."""
         read = None if self._tier is None else self._tier.generation
         try:
-            found, epochs = await self._vault.find(names, tags, self._clock)
+            found, epochs = await self._vault.find(names, tags)
         except BackendUnavailableError:
             self._counts["errors"] += 1
             return None, {}

@@ -19,7 +19,7 @@ from typing import (
 
 from typing_extensions import Protocol
 
-from ._backend import Backend, Entry, EntryInfo
+from ._backend import Backend, Clock, Entry, EntryInfo
 from ._codecs import Codec
 from ._errors import EntryTooLargeError, InvalidValueError
 from ._keys import KeyPart, encode_key
@@ -40,6 +40,9 @@ OFFLOAD_FROM = 1 << 17
 
 _STORE_FACTOR = 4
 """How many times the budget of a look-up a store may cost: it writes, and what it saves was paid for."""
+
+_Read = Dict[str, Optional[Entry]]
+"""What was read, by name; None for what is not there."""
 
 _TAG_SUFFIX = ".tag"
 _MOST_TAG_NAMES = 4096
@@ -102,6 +105,7 @@ class Vault(Generic[V]):
     :param workers: threads for what would hold up the event loop.
     :param forget: called with the name of an entry that turned out to be of no use.
     :param discarded: called with the name and the reason when such an entry was deleted.
+    :param clock: the time in seconds since 1970.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Vault(Generic[V]):
         workers: Workers,
         forget: Callable[[str], None],
         discarded: Callable[[str, str], None],
+        clock: Clock,
     ) -> None:
         self._backend = backend
         self._codec = codec
@@ -122,6 +127,7 @@ class Vault(Generic[V]):
         self._workers = workers
         self._forget = forget
         self._discarded = discarded
+        self._clock = clock
         self._rings: List[_Ring] = []
 
     def unlock(self, secrets: Secrets) -> None:
@@ -136,9 +142,7 @@ class Vault(Generic[V]):
         encoded = encode_key(key)
         return [ring.name(encoded) for ring in self._rings]
 
-    async def find(
-        self, names: Sequence[str], tags: Sequence[str], now: Callable[[], float]
-    ) -> Tuple[Optional[Found[V]], Epochs]:
+    async def find(self, names: Sequence[str], tags: Sequence[str]) -> Tuple[Optional[Found[V]], Epochs]:
         """Return the entry under the first name that has one, and the epochs that ``tags`` have now, if they have.
 
         One bulk read, and a second one for tags of the entry that were not asked for. What is corrupt is deleted.
@@ -146,7 +150,7 @@ class Vault(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
-        read: Mapping[str, Optional[Entry]]
+        read: _Read
         if len(wanted) == 1:
             read = {names[0]: await self._call(lambda: self._backend.get(names[0]))}
         else:
@@ -156,7 +160,7 @@ class Vault(Generic[V]):
         for ring, name in zip(self._rings, names):
             entry = read[name]
             if entry is not None and found is None:
-                found = await self._open_valid(ring, name, entry, read, now)
+                found = await self._open_valid(ring, name, entry, read)
         epochs: Epochs = {}
         for tag in tags:
             record = read[self._rings[0].tag_name(tag)]
@@ -164,40 +168,24 @@ class Vault(Generic[V]):
                 epochs[tag] = record.value
         return found, epochs
 
-    async def _open_valid(
-        self,
-        ring: _Ring,
-        name: str,
-        entry: Entry,
-        read: Mapping[str, Optional[Entry]],
-        now: Callable[[], float],
-    ) -> Optional[Found[V]]:
+    async def _open_valid(self, ring: _Ring, name: str, entry: Entry, read: _Read) -> Optional[Found[V]]:
         try:
             opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
         except CorruptEntryError as error:
             await self.discard(name, entry, str(error))
             return None
-        if opened.kept_until is not None and now() >= opened.kept_until:
+        if opened.kept_until is not None and self._clock() >= opened.kept_until:
             return None
         tags: Tuple[str, ...] = ()
         if opened.labels:
             bound = unpack_epochs(opened.labels)
-            if await self._changed(ring, bound, read):
+            unread = _unread(ring, bound, read)
+            if unread:
+                _add(read, unread, await self._call(lambda: self._backend.get_many(unread)))
+            if _changed(ring, bound, read):
                 return None
             tags = tuple(bound)
         return Found(name, opened, value, tags)
-
-    async def _changed(self, ring: _Ring, bound: Epochs, read: Mapping[str, Optional[Entry]]) -> Tuple[str, ...]:
-        """Return those of the tags whose epoch is another one now."""
-        records = {ring.tag_name(tag): tag for tag in bound}
-        unread = [name for name in records if name not in read]
-        more = await self._call(lambda: self._backend.get_many(unread)) if unread else {}
-        changed = []
-        for name, tag in records.items():
-            record = more.get(name) if name not in read else read[name]
-            if record is None or record.value != bound[tag]:
-                changed.append(tag)
-        return tuple(changed)
 
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
@@ -286,21 +274,21 @@ class Vault(Generic[V]):
             self._discarded(name, reason)
         return deleted
 
-    async def look_over(self, infos: Sequence[EntryInfo], now: float) -> List[Tuple[StoredEntry[V], Entry]]:
+    async def look_over(self, infos: Sequence[EntryInfo]) -> List[Tuple[StoredEntry[V], Entry]]:
         """Return those entries that are still there, opened, with what was read of each.
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        read: Dict[str, Optional[Entry]] = {}
+        read: _Read = {}
         read.update(await self._backend.get_many([info.key for info in infos]))
         seen = []
         for info in infos:
             entry = read.get(info.key)
             if entry is not None:
-                seen.append((await self._judge(info.key, entry, read, now), entry))
+                seen.append((await self._judge(info.key, entry, read), entry))
         return seen
 
-    async def _judge(self, name: str, entry: Entry, read: Dict[str, Optional[Entry]], now: float) -> StoredEntry[V]:
+    async def _judge(self, name: str, entry: Entry, read: _Read) -> StoredEntry[V]:
         size = len(name) + len(entry.value)
         if "." in name:
             return StoredEntry(name, size, "other")
@@ -313,15 +301,14 @@ class Vault(Generic[V]):
         except CorruptEntryError:
             return StoredEntry(name, size, "corrupt")
         bound = unpack_epochs(opened.labels)
-        unread = [tag_name for tag_name in map(ring.tag_name, bound) if tag_name not in read]
+        unread = _unread(ring, bound, read)
         if unread:
-            records = await self._backend.get_many(unread)
-            read.update({tag_name: records.get(tag_name) for tag_name in unread})
+            _add(read, unread, await self._backend.get_many(unread))
         state = "ok"
-        changed = await self._changed(ring, bound, read)
+        changed = _changed(ring, bound, read)
         if changed:
             state = "invalidated"
-        elif opened.expires_at is not None and now >= opened.expires_at:
+        elif opened.expires_at is not None and self._clock() >= opened.expires_at:
             state = "stale"
         return StoredEntry(name, size, state, opened.created_at, opened.expires_at, value, tuple(bound), changed)
 
@@ -334,6 +321,21 @@ class Vault(Generic[V]):
 
     async def _offload(self, size: int, work: Callable[[], T]) -> T:
         return work() if size < OFFLOAD_FROM else await self._workers.run(work)
+
+
+def _unread(ring: _Ring, bound: Epochs, read: _Read) -> List[str]:
+    """Return the names of those records of the tags that were not read yet."""
+    return [name for name in map(ring.tag_name, bound) if name not in read]
+
+
+def _add(read: _Read, names: Iterable[str], found: Mapping[str, Entry]) -> None:
+    read.update({name: found.get(name) for name in names})
+
+
+def _changed(ring: _Ring, bound: Epochs, read: _Read) -> Tuple[str, ...]:
+    """Return those of the tags whose epoch is another one now. Their records were read."""
+    records = ((tag, epoch, read[ring.tag_name(tag)]) for tag, epoch in bound.items())
+    return tuple(tag for tag, epoch, record in records if record is None or record.value != epoch)
 
 
 def _effort(entry: Entry) -> int:
