@@ -7,17 +7,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple
 
-from claude_force_cache import InvalidValueError
+from claude_force_cache import Cache, InvalidValueError
 
 from ._errors import (
     AnswerError,
+    ConfigError,
     EmptyAnswerError,
     IncompleteAnswerError,
     InvalidAnswerError,
     RefusedError,
 )
 
-__all__ = ["EVENT_STREAM", "Answer", "AnswerCodec", "Parts", "read_answer"]
+__all__ = ["EVENT_STREAM", "Answer", "AnswerCodec", "Parts", "check_codec", "read_answer"]
 
 EVENT_STREAM = "text/event-stream"
 """The content type of a streamed reply."""
@@ -147,6 +148,15 @@ class AnswerCodec:
             return read_answer(body, **kept)
         except InvalidAnswerError as error:
             raise ValueError(str(error)) from None
+
+
+def check_codec(cache: Cache[Any]) -> None:
+    """Return if a cache keeps answers.
+
+    :raises ConfigError: if it was opened with another codec, so that it could store none.
+    """
+    if cache.codec.schema != AnswerCodec.schema:
+        raise ConfigError(f"{cache!r} does not keep answers: open it with codec=AnswerCodec()")
 
 
 _KEPT: Mapping[str, Tuple[type, ...]] = {

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict, Unpack
 
 from claude_force_cache import BackendClosedError, BlockingCache, Cache, CacheEntry, CacheError, InvalidKeyError
 
-from ._answer import EVENT_STREAM, Answer, read_answer
+from ._answer import EVENT_STREAM, Answer, check_codec, read_answer
 from ._errors import ConfigError, InvalidAnswerError, InvalidTaskError
 from ._exchange import (
     CONTROL_HEADER,
@@ -28,16 +28,19 @@ from ._exchange import (
     media_type,
     read_whole,
 )
+from ._freshness import MOST_HOURS
 from ._http import ThreadedSend
 from ._labels import check_tags, model_tag, tenant_tag
+from ._options import CACHE_MODES
 from ._relay import Broadcast, Relay
 from ._request import blind
+from ._validation import check_number, check_whole
 
 __all__ = ["BlockingDropIn", "DropIn", "DropInOptions"]
 
-_MODES = ("no-cache", "no-store", "only-if-cached")
 _PASSING = frozenset({408, 409, 429})
 _ERROR_EVENT = b"\nevent: error"
+_MOST_SECONDS = MOST_HOURS * 3600.0
 _MAX_RECORDED_BYTES = 16 * 1024 * 1024
 _logger = logging.getLogger("claude_force_orchestrator")
 
@@ -136,6 +139,14 @@ class DropIn:
             self._tags = (*check_tags(tags), tenant_tag(cache.settings.tenant))
         except InvalidTaskError as error:
             raise ConfigError(str(error)) from None
+        check_codec(cache)
+        if ttl is not None:
+            check_number("ttl", ttl, above=0, most=_MOST_SECONDS)
+        if max_age is not None:
+            check_number("max_age", max_age, least=0, most=_MOST_SECONDS)
+        check_number("stale_while_revalidate", stale_while_revalidate, least=0, most=_MOST_SECONDS)
+        check_number("stale_if_error", stale_if_error, least=0, most=_MOST_SECONDS)
+        check_whole("max_recorded_bytes", max_recorded_bytes, least=1)
         self._cache = cache
         self._max_age = max_age
         self._freshness: Dict[str, Any] = {
@@ -157,8 +168,8 @@ class DropIn:
 
         :raises Exception: what ``send`` raises.
         """
-        if question.mode is not None and question.mode not in _MODES:
-            return _refuse(400, f"{CONTROL_HEADER} must be one of {', '.join(_MODES)}, not {question.mode!r}")
+        if question.mode is not None and question.mode not in CACHE_MODES:
+            return _refuse(400, f"{CONTROL_HEADER} must be one of {', '.join(CACHE_MODES)}, not {question.mode!r}")
         if question.mode == "no-store":
             return await send()
         own = _Own(send)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Optional, Sequence
+from typing import Iterable, Optional, Sequence, Tuple
 
 from typing_extensions import Literal, TypedDict
 
 from ._context import Context
 
-__all__ = ["CacheMode", "ExecutionOptions", "SuspicionPolicy"]
+__all__ = ["CACHE_MODES", "CacheMode", "ExecutionOptions", "SuspicionPolicy"]
 
 CacheMode = Literal["no-cache", "no-store", "only-if-cached"]
 """How one execution uses the cache; see :meth:`AsyncAgentOrchestrator.execute_agent`."""
+
+CACHE_MODES: Tuple[CacheMode, ...] = ("no-cache", "no-store", "only-if-cached")
+"""All of them."""
 
 SuspicionPolicy = Literal["report", "refuse"]
 """What to do about suspicious text: say so in the result, or not send it."""

@@ -53,7 +53,7 @@ from ._families import Families, FamilyLimit
 from ._freshness import Freshness
 from ._labels import agent_tags, check_tags, invalidation_tags, tenant_tag, workflow_tag
 from ._ledger import Ledger
-from ._options import CacheMode, ExecutionOptions, SuspicionPolicy
+from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
 from ._request import Request, RequestTemplate, blind, custom_headers
@@ -69,7 +69,6 @@ __all__ = ["AgentTask", "AsyncAgentOrchestrator", "CacheMode"]
 AgentTask = Tuple[str, str]
 """The name of an agent, and the task for it."""
 
-_MODES = ("no-cache", "no-store", "only-if-cached")
 _MOST_TEMPLATES = 1024
 _IN_FLIGHT_FACTOR = 4
 _logger = logging.getLogger("claude_force_orchestrator")
@@ -391,8 +390,8 @@ class AsyncAgentOrchestrator:
         template = await self._template(agent_name, model, max_tokens, temperature)
         execution.model = template.request.model
         check_task(execution.task)
-        if mode is not None and mode not in _MODES:
-            raise InvalidTaskError(f"cache must be one of {', '.join(_MODES)} or None, not {mode!r}")
+        if mode is not None and mode not in CACHE_MODES:
+            raise InvalidTaskError(f"cache must be one of {', '.join(CACHE_MODES)} or None, not {mode!r}")
         own_tags = check_tags(tags) if tags else ()
         execution.context = check_context(context) if context else ()
         fetch, wanted = template.fetch, template.freshness
@@ -584,12 +583,14 @@ class AsyncAgentOrchestrator:
 
         :param agent: an agent, which the project need not have; ``name@digest`` is one state of its definition.
         :param tags: own tags, as given to :meth:`execute_agent`.
-        :param everything: all answers of the cache's tenant; those of other tenants stay.
+        :param everything: all answers of the cache's tenant; those of other tenants stay. Given alone.
         :returns: how many of these names were in use.
-        :raises InvalidTaskError: if nothing is named.
+        :raises InvalidTaskError: if nothing is named, or something besides ``everything``.
         :raises ConfigError: if the cache is switched off.
         :raises claude_force_cache.CacheError: if the store is not available, or not configured rightly.
         """
+        if everything and (agent, model, workflow, tuple(tags)) != (None, None, None, ()):
+            raise InvalidTaskError("everything means all answers: give it alone")
         named = () if everything else invalidation_tags(agent=agent, model=model, workflow=workflow, tags=tags)
         cache = self._usable_cache()
         if cache is None:

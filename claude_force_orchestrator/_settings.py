@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from claude_force_cache import Cache, open_cache
 
-from ._answer import Answer, AnswerCodec
+from ._answer import Answer, AnswerCodec, check_codec
 from ._cache_section import choose_limit, choose_source, own_options, read_cache_section
 from ._errors import ConfigError
 from ._freshness import Freshness
@@ -163,6 +163,7 @@ class Settings:
         if made is not None and cache_max_size_mb is not None:
             raise ConfigError("cache_max_size_mb cannot change a Cache that is made already; set max_bytes there")
         if isinstance(cache, Cache):
+            check_codec(cache)
             source, origins["cache"] = cache.url, "argument"
         else:
             source, origins["cache"] = choose_source(cache, section, project, environ)

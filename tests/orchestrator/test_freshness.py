@@ -381,3 +381,14 @@ def test_everything_is_all_answers_of_the_tenant(make: Any, api: Any, tmp_path: 
                 assert (await it.execute_agent("doc_writer", "x")).metadata.cached is cached
 
     asyncio.run(main())
+
+
+def test_everything_is_invalidated_only_where_nothing_else_is_named(run: Any, make: Any, api: Any) -> None:
+    async def test(orchestrator: AsyncAgentOrchestrator) -> None:
+        await orchestrator.execute_agent("code-reviewer", "Review this.")
+        for named in ({"agent": "doc_writer"}, {"model": "m"}, {"workflow": "w"}, {"tags": ["t"]}):
+            with pytest.raises(InvalidTaskError, match="give it alone"):
+                await orchestrator.invalidate(everything=True, **named)
+        assert (await orchestrator.execute_agent("code-reviewer", "Review this.")).metadata.cached
+
+    run(test)

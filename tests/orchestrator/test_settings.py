@@ -7,7 +7,7 @@ from typing import Any, Dict
 
 import pytest
 
-from claude_force_cache import CacheError
+from claude_force_cache import CacheError, open_cache
 from claude_force_orchestrator import AsyncAgentOrchestrator, ConfigError, ProjectError, Settings
 
 
@@ -215,3 +215,8 @@ def test_secrets_are_in_no_representation_and_no_error(config: Path) -> None:
     with pytest.raises(CacheError) as caught:
         AsyncAgentOrchestrator(config, cache="redis://u:hidden@h/0?nosuch=1")
     assert "hidden" not in str(caught.value)
+
+
+def test_a_cache_that_does_not_keep_answers_is_refused(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not keep answers: open it with codec=AnswerCodec\(\)"):
+        AsyncAgentOrchestrator(config, cache=open_cache("memory://"))
