@@ -251,7 +251,12 @@ def test_stale_values_are_kept_no_longer_than_the_store_allows(memcached_server:
             source = Source()
             await cache.fetch("key", source, ttl=3600, stale_if_error=1e12)
             (entry,) = [entry async for entry in cache.scan()]
+            (info,) = [info async for info in cache._backend.scan()]
+            longest = cache.capabilities.max_ttl
             assert entry.state == "ok"
+            assert longest is not None
+            assert info.ttl is not None
+            assert 3600 < info.ttl <= longest + cache.capabilities.ttl_resolution
             await cache.clear()
 
     asyncio.run(main())

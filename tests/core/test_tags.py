@@ -21,6 +21,9 @@ from claude_force_cache import (
 from claude_force_cache._tags import new_epoch, pack_epochs, unpack_epochs
 
 SECRET = "a secret of the tests"
+SHARED_BACKENDS = ("disk", "redis", "memcached")
+"""Memory belongs to one cache."""
+
 tiered = pytest.mark.parametrize("tier", [0, 1_000_000], ids=["no tier", "tier"])
 
 
@@ -150,10 +153,8 @@ def test_a_value_that_was_begun_while_the_store_was_away_is_not_bound_to_what_wa
     run("memory://", test)
 
 
-def test_processes_see_each_others_invalidations(store_url: str) -> None:
-    if store_url == "memory://":
-        return  # it belongs to one process
-
+@pytest.mark.parametrize("store_url", SHARED_BACKENDS, indirect=True)
+def test_caches_see_each_others_invalidations(store_url: str) -> None:
     async def main() -> None:
         one, other = (open_cache(store_url, secrets=SECRET, tier_bytes=0) for _ in range(2))
         async with one, other:

@@ -13,7 +13,9 @@ from claude_force_cache import open_cache
 from claude_force_orchestrator import AnswerCodec, AsyncAgentOrchestrator, CacheMiddleware, cached
 
 KEY = "sk-ant-test-0123456789"
-WAYS = ["cached", "middleware"] if hasattr(anthropic, "Middleware") else ["cached"]
+# By version, and not by what the SDK has: if it lost it, that has to fail.
+HAS_MIDDLEWARE = tuple(map(int, anthropic.__version__.split(".")[:2])) >= (0, 108)
+WAYS = ["cached", "middleware"] if HAS_MIDDLEWARE else ["cached"]
 REQUEST: Dict[str, Any] = {
     "model": "claude-haiku-5-5",
     "max_tokens": 4096,
