@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from dataclasses import replace
 from typing import Any, Callable, Dict, Iterable, MutableMapping, NamedTuple, Optional, Tuple, Union
@@ -12,9 +11,10 @@ from weakref import WeakKeyDictionary
 
 from typing_extensions import TypedDict, Unpack
 
-from claude_force_cache import BackendClosedError, BlockingCache, Cache, CacheEntry, CacheError, InvalidKeyError
+from claude_force_cache import BackendClosedError, BlockingCache, Cache, CacheEntry, InvalidKeyError
 
 from ._answer import EVENT_STREAM, Answer, check_codec, read_answer
+from ._cache_failures import CacheFailures
 from ._errors import ConfigError, InvalidAnswerError, InvalidTaskError
 from ._exchange import (
     CONTROL_HEADER,
@@ -42,7 +42,6 @@ _PASSING = frozenset({408, 409, 429})
 _ERROR_EVENT = b"\nevent: error"
 _MOST_SECONDS = MOST_HOURS * 3600.0
 _MAX_RECORDED_BYTES = 16 * 1024 * 1024
-_logger = logging.getLogger("claude_force_orchestrator")
 
 _Entry = CacheEntry[Answer]
 _Relays = Dict[Tuple[object, ...], Relay[_Entry]]
@@ -159,7 +158,7 @@ class DropIn:
         self._store_tool_use = store_tool_use
         self._mark_usage = mark_usage
         self._limit = max_recorded_bytes
-        self._warned = False
+        self.failures = CacheFailures("requests")
 
     async def respond(self, question: Question, send: Send) -> Response:
         """Return the reply to a question, out of the cache or from the API.
@@ -181,7 +180,7 @@ class DropIn:
             return await send()
         except Exception as error:  # noqa: BLE001 - logged; it costs the cache's benefit, never an answer
             if not isinstance(error, InvalidKeyError):  # a request that no key can be made of is none of its matters
-                self.warn(error)
+                self.failures.log(error)
             return own.response() or (_not_cached() if question.mode == "only-if-cached" else await send())
         return no_answer.response()
 
@@ -319,15 +318,6 @@ class DropIn:
             headers.append(("request-id", f"cached_{request_id}"))
         return Response(200, headers, MarkedBody(body, content_type) if self._mark_usage else body)
 
-    def warn(self, error: Exception) -> None:
-        """Log that the cache failed: once aloud."""
-        level = logging.DEBUG if self._warned else logging.WARNING
-        self._warned = True
-        defect = None if isinstance(error, CacheError) else error
-        _logger.log(
-            level, "the cache failed, requests are answered without it: %s", error or repr(error), exc_info=defect
-        )
-
 
 class BlockingDropIn:
     """The same for blocking clients: in the event loop of a :class:`BlockingCache`, with calls in threads.
@@ -350,7 +340,7 @@ class BlockingDropIn:
         try:
             return self.cache.run(lambda: self._dropin.respond(question, ThreadedSend(send)))
         except BackendClosedError as error:
-            self._dropin.warn(error)
+            self._dropin.failures.log(error)
             return None
 
 

@@ -30,9 +30,10 @@ import anyio
 import anyio.to_thread
 from typing_extensions import Unpack
 
-from claude_force_cache import Cache, CacheEntry, CacheError, ConfigurationError
+from claude_force_cache import Cache, CacheEntry, ConfigurationError
 
 from ._answer import Answer, read_answer
+from ._cache_failures import CacheFailures
 from ._calls import Caller
 from ._client import Clients, make_client
 from ._context import Context, check_context
@@ -186,7 +187,7 @@ class AsyncAgentOrchestrator:
         )
         path = self.project.folder / "metrics" / "executions.jsonl"
         self._tracker = Tracker(path) if settings.enable_tracking else None
-        self._warned_of_cache = False
+        self._cache_failures = CacheFailures("tasks")
         self._calls: Set[asyncio.Future[None]] = set()
         self._cache: Optional[Cache[Answer]] = self._make_cache()
 
@@ -427,7 +428,7 @@ class AsyncAgentOrchestrator:
         except Exception as error:  # noqa: BLE001 - logged; see below
             # What else comes out of here is the cache's own failure, be it a backend's defect. It costs the
             # cache's benefit, never an answer.
-            self._warn_of_cache(error)
+            self._cache_failures.log(error)
             return await self._finish(execution, execution.paid or await ask(), None)
         return await self._finish(execution, entry.value, entry if entry.cached else None)
 
@@ -561,12 +562,6 @@ class AsyncAgentOrchestrator:
     def _record(self, execution: Execution, result: AgentResult, error_type: Optional[str]) -> None:
         if self._tracker is not None:
             self._tracker.record(Record(self._clock(), execution.task, result, error_type))
-
-    def _warn_of_cache(self, error: Exception) -> None:
-        level = logging.DEBUG if self._warned_of_cache else logging.WARNING
-        self._warned_of_cache = True
-        defect = None if isinstance(error, CacheError) else error
-        _logger.log(level, "the cache failed, tasks are answered without it: %s", error or repr(error), exc_info=defect)
 
     async def invalidate(
         self,
