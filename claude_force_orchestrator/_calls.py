@@ -53,20 +53,20 @@ _BY_STATUS: Mapping[int, Type[CallError]] = {
 }
 
 
-def backoff(failures: int, asked: Optional[float], *, jitter: Callable[[], float] = random.random) -> float:
+def backoff(failures: int, asked: Optional[float], *, jitter: float) -> float:
     """Return the pause before the next attempt, in seconds.
 
-    Each is at least a fifth longer than the one before, up to 8 s, and spread over two fifths of its length, so that
-    clients that failed together do not return together. What the server asked for is never undercut; the spread
-    comes on top of it, for the same reason.
+    With the same jitter each is twice the one before, up to 8 s; another jitter makes it up to two fifths shorter. So a
+    call that draws its jitter once backs off in earnest, and calls that failed together do not return together. What
+    the server asked for is never undercut; the jitter comes on top of it.
 
     :param failures: how many attempts failed, at least 1.
     :param asked: the seconds that the server asked for, or None.
-    :param jitter: returns a number from 0 to below 1.
+    :param jitter: from 0 to below 1.
     """
     if asked is not None:
-        return asked + jitter() * _BACKOFF_BASE
-    return (0.6 + 0.4 * jitter()) * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
+        return asked + jitter * _BACKOFF_BASE
+    return (0.6 + 0.4 * jitter) * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
@@ -161,6 +161,7 @@ class Caller:
         arguments = request.arguments()
         # A server may quote the key that it refuses.
         hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
+        jitter = random.random()  # noqa: S311 - spreads load, guards nothing
         failures = refusals = 0
         cause: Optional[Exception] = None
         while True:
@@ -191,7 +192,7 @@ class Caller:
             if not failure.passing or failures > self._max_retries or refusals > self._max_refusals:
                 raise failure.error from cause
             if not failure.refused or failure.asked is None:
-                await asyncio.sleep(backoff(failures + refusals, failure.asked))
+                await asyncio.sleep(backoff(failures + refusals, failure.asked, jitter=jitter))
 
     def _too_long(self, family: Family) -> RateLimitError:
         text = (

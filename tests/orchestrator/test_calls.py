@@ -135,12 +135,18 @@ def test_a_pause_beyond_reason_fails_at_once(run: Any, api: Any) -> None:
     share=st.floats(0, 1, exclude_max=True),
 )
 def test_a_pause_is_bounded_and_never_undercuts(asked: Optional[float], failures: int, share: float) -> None:
-    pause = backoff(failures, asked, jitter=lambda: share)
+    pause = backoff(failures, asked, jitter=share)
     if asked is None:
         most = min(8.0, 0.5 * 2.0 ** min(failures, 16))
         assert 0.6 * most <= pause <= most
     else:
         assert asked <= pause <= asked + 0.5
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_the_pauses_of_one_call_double(share: float) -> None:
+    pauses = [backoff(failures, None, jitter=share) for failures in range(1, 7)]
+    assert [later / pauses[0] for later in pauses] == pytest.approx([1, 2, 4, 8, 8, 8])
 
 
 @given(st.floats() | st.text(), st.floats() | st.text())
