@@ -347,9 +347,9 @@ class Cache(Generic[V]):
         """
         if not self._opened:
             await self.open()
-        life = self._lasting(self._clock(), self._life(ttl), 0.0)
+        life, stay = self._lasting(self._clock(), self._life(ttl), 0.0)
         bond = _Bond(check_tags(tags) if tags else (), {}, self._invalidations)
-        return await self._store(self._vault.names(key), value, life, bond)
+        return await self._store(self._vault.names(key), value, life, stay, bond)
 
     async def get_or_compute(
         self,
@@ -518,9 +518,9 @@ class Cache(Generic[V]):
         now = self._clock()
         stored = work.store_if is None or work.store_if(value)
         if stored:
-            life = self._lasting(now, work.life, work.keep)
+            life, stay = self._lasting(now, work.life, work.keep)
             try:
-                await self._store(names, value, life, bond)
+                await self._store(names, value, life, stay, bond)
             except (EntryTooLargeError, InvalidValueError, BackendClosedError) as error:
                 _logger.warning("cache %s did not take an answer: %s", self.url, error)
         expires_at = now + work.life if stored and work.life is not None else None
@@ -706,13 +706,16 @@ class Cache(Generic[V]):
             life *= 1 - self.settings.ttl_jitter * random.random()  # noqa: S311 - spreads load, guards nothing
         return longest if life is None or (longest is not None and life > longest) else life
 
-    def _lasting(self, now: float, life: Optional[float], keep: float) -> Life:
-        """Return the dates of a value that is fresh for ``life`` seconds and kept ``keep`` seconds longer."""
+    def _lasting(self, now: float, life: Optional[float], keep: float) -> Tuple[Life, Optional[float]]:
+        """Return the dates of a value that is fresh for ``life`` seconds and kept ``keep`` longer, and the sum of both.
+
+        The sum is what a store is told. The difference of two dates may be a little more, which a store rounds up.
+        """
         if life is None:
-            return Life(now, None, None)
+            return Life(now, None, None), None
         longest = self._backend.capabilities.max_ttl
         kept = life + keep if longest is None else min(life + keep, longest)
-        return Life(now, now + life, now + kept)
+        return Life(now, now + life, now + kept), kept
 
     def _from_tier(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
         if self._tier is None:
@@ -802,9 +805,10 @@ class Cache(Generic[V]):
         names: Sequence[str],
         value: V,
         life: Life,
+        stay: Optional[float],
         bond: _Bond,
     ) -> bool:
-        """Store a value under its current name."""
+        """Store a value under its current name, for ``stay`` seconds."""
         name = names[0]
         data = self._codec.encode(value)
         try:
@@ -815,8 +819,7 @@ class Cache(Generic[V]):
                 return False
             epochs = await self._vault.ensure_epochs(bond.tags, bond.epochs) if bond.tags else {}
             sealed = await self._vault.seal(name, data, life, epochs)
-            ttl = None if life.kept_until is None else life.kept_until - life.created_at
-            evicted = await self._vault.store(names, sealed, ttl)
+            evicted = await self._vault.store(names, sealed, stay)
         except (EntryTooLargeError, InvalidValueError):
             self._forget(name)
             self._counts["refused"] += 1

@@ -2,9 +2,11 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Optional
+from typing import Any, Awaitable, Callable, List, Optional
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from claude_force_cache import MISSING, Cache, Usage, open_cache
 
@@ -270,3 +272,24 @@ def test_a_scan_tells_what_is_stale() -> None:
         assert (entry.state, entry.value, entry.expires_at) == ("stale", 1, clock.now)
 
     run(test)
+
+
+@given(now=st.floats(1e9, 2e9), ttl=st.floats(0.1, 1e6), keep=st.sampled_from([0.0, 0.3, 1000.0]))
+def test_a_store_is_told_the_very_life_that_was_asked_for(now: float, ttl: float, keep: float) -> None:
+    """A difference of dates is not: it may be a little longer, which stores with coarse clocks round up."""
+
+    async def main() -> None:
+        async with open_cache("memory://", clock=lambda: now, secrets=SECRET) as cache:
+            told: List[Optional[float]] = []
+            original = cache._backend.set
+
+            async def told_set(key: str, value: bytes, *, ttl: Optional[float]) -> int:
+                told.append(ttl)
+                return await original(key, value, ttl=ttl)
+
+            cache._backend.set = told_set  # type: ignore[method-assign]
+            await cache.set("set", 1, ttl=ttl)
+            await cache.fetch("fetched", Source(), ttl=ttl, stale_if_error=keep)
+            assert told == [ttl, ttl + keep]
+
+    asyncio.run(main())
