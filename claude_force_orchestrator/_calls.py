@@ -53,20 +53,23 @@ _BY_STATUS: Mapping[int, Type[CallError]] = {
 }
 
 
-def backoff(failures: int, asked: Optional[float], *, jitter: float) -> float:
+def backoff(failures: int, asked: Optional[float], *, jitter: float, waited: float = 0.0) -> float:
     """Return the pause before the next attempt, in seconds.
 
     With the same jitter each is twice the one before, up to 8 s; another jitter makes it up to two fifths shorter. So a
     call that draws its jitter once backs off in earnest, and calls that failed together do not return together. What
+    else held the last attempt up counts, too: whoever came later than it meant to and fails again doubles that. What
     the server asked for is never undercut; the jitter comes on top of it.
 
     :param failures: how many attempts failed, at least 1.
     :param asked: the seconds that the server asked for, or None.
     :param jitter: from 0 to below 1.
+    :param waited: the seconds between the last two attempts, 0.0 if there was one.
     """
     if asked is not None:
         return asked + jitter * _BACKOFF_BASE
-    return (0.6 + 0.4 * jitter) * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
+    pause = (0.6 + 0.4 * jitter) * min(_BACKOFF_MOST, _BACKOFF_BASE * 2.0 ** min(failures, 16))
+    return max(pause, min(_BACKOFF_MOST, 2 * waited))
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
@@ -164,11 +167,13 @@ class Caller:
         jitter = random.random()  # noqa: S311 - spreads load, guards nothing
         failures = refusals = 0
         cause: Optional[Exception] = None
+        failed_at: Optional[float] = None
         while True:
             # Here the end of the family's pause is waited for, if the API asked for one.
             start = await self._families.start(family, patience=MAX_RETRY_AFTER)
             if start is None:
                 raise self._too_long(family) from cause
+            waited = 0.0 if failed_at is None else time.monotonic() - failed_at
             try:
                 self._on_attempt()
                 with anyio.fail_after(self._timeout):
@@ -181,6 +186,7 @@ class Caller:
                 raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error, hidden)}") from error
             finally:
                 self._families.end(family)
+            failed_at = time.monotonic()
             failure = self._judge(cause, failures + refusals + 1, hidden)
             if failure.refused:
                 family.refused(start, failure.headers, failure.asked)
@@ -192,7 +198,7 @@ class Caller:
             if not failure.passing or failures > self._max_retries or refusals > self._max_refusals:
                 raise failure.error from cause
             if not failure.refused or failure.asked is None:
-                await asyncio.sleep(backoff(failures + refusals, failure.asked, jitter=jitter))
+                await asyncio.sleep(backoff(failures + refusals, failure.asked, jitter=jitter, waited=waited))
 
     def _too_long(self, family: Family) -> RateLimitError:
         text = (

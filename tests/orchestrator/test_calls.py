@@ -149,6 +149,25 @@ def test_the_pauses_of_one_call_double(share: float) -> None:
     assert [later / pauses[0] for later in pauses] == pytest.approx([1, 2, 4, 8, 8, 8])
 
 
+def test_the_time_that_a_call_was_held_up_counts_in_its_next_pause(run: Any, api: Any) -> None:
+    async def test(orchestrator: AsyncAgentOrchestrator) -> Any:
+        return await orchestrator.execute_multiple([("code-reviewer", "one"), ("code-reviewer", "two")])
+
+    # Both wait for the pause that one of them is told, and then one fails again.
+    api.says(500, api.reply(status=429, headers={"retry-after": "1"}), 500, "ok", "ok")
+    assert all(result.success for result in run(test))
+    again = api.requests[2]
+    (retry,) = [request for request in api.requests[3:] if request["body"] == again["body"]]
+    assert retry["time"] - again["time"] >= 2
+
+
+@given(st.integers(1, 20), st.floats(0, 1, exclude_max=True), st.floats(0, 1000))
+def test_a_call_that_was_held_up_and_fails_again_doubles_that(failures: int, share: float, waited: float) -> None:
+    pause = backoff(failures, None, jitter=share, waited=waited)
+    assert pause == max(backoff(failures, None, jitter=share), min(8.0, 2 * waited))
+    assert backoff(failures, 3.0, jitter=share, waited=waited) == backoff(failures, 3.0, jitter=share)
+
+
 @given(st.floats() | st.text(), st.floats() | st.text())
 def test_any_header_gives_seconds_or_nothing(one: Any, other: Any) -> None:
     seconds = retry_after({"retry-after-ms": str(one), "retry-after": str(other)}, now=1.8e9)
