@@ -23,6 +23,7 @@ from ._errors import (
     InvalidURLError,
     InvalidValueError,
     MissingClientError,
+    PartlyUnavailableError,
     SecretError,
     UnknownBackendError,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "Missing",
     "MissingClientError",
     "Option",
+    "PartlyUnavailableError",
     "SecretError",
     "StoredEntry",
     "SyncBackend",

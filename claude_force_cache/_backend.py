@@ -38,6 +38,7 @@ What a store cannot do is written down in its :class:`~claude_force_cache.Capabi
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import (
     AsyncIterator,
@@ -56,6 +57,8 @@ from ._capabilities import Capabilities
 from ._errors import EntryTooLargeError
 
 __all__ = ["Backend", "Clock", "Entry", "EntryInfo", "SyncBackend", "Usage"]
+
+_POLL_SECONDS = 0.03
 
 Clock = Callable[[], float]
 """A function that returns the time in seconds since the epoch; ``time.time`` is one."""
@@ -248,6 +251,17 @@ class Backend(ABC):
 
         :raises BackendUnavailableError: if it does not, with the reason.
         """
+
+    async def wait(self, key: str, *, timeout: float) -> None:
+        """Return soon after the entry under ``key`` was deleted or has expired, at the latest after ``timeout`` seconds.
+
+        The core waits so for another process that is making an answer. It looks by itself when this returns,
+        so it may return at any time and without a reason, and a deletion that goes unnoticed costs only time.
+        Override it where the store can tell of deletions, and look whether the entry is still there after the
+        store was asked to tell; this one returns after at most 30 milliseconds, and asks the store nothing.
+        May be cancelled at any time. A store that does not answer is no error here.
+        """
+        await asyncio.sleep(min(timeout, _POLL_SECONDS))
 
 
 class SyncBackend(ABC):

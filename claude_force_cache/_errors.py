@@ -17,7 +17,8 @@
     |-- EntryTooLargeError                       one entry above the limit; nothing else was evicted
     `-- BackendError
         |-- BackendUnavailableError              the store does not answer, or not as it should
-        |   `-- AccessDeniedError                the store refuses the credentials
+        |   |-- AccessDeniedError                the store refuses the credentials
+        |   `-- PartlyUnavailableError           one of several servers does not answer; other keys work
         `-- BackendClosedError                   used before ``open`` or after ``close``
 
 Every message names the cause and the remedy on one line. None contains a password or a secret.
@@ -41,6 +42,7 @@ __all__ = [
     "InvalidURLError",
     "InvalidValueError",
     "MissingClientError",
+    "PartlyUnavailableError",
     "SecretError",
     "UnknownBackendError",
 ]
@@ -128,6 +130,13 @@ class BackendUnavailableError(BackendError):
 
 class AccessDeniedError(BackendUnavailableError):
     """Raised when the store refuses the credentials or the file permissions do not suffice."""
+
+
+class PartlyUnavailableError(BackendUnavailableError):
+    """Raised when the part of a store that a key belongs to does not answer, while other keys can be used.
+
+    It does not open the circuit breaker: the rest of the store goes on.
+    """
 
 
 class BackendClosedError(BackendError):
