@@ -253,7 +253,7 @@ class Backend(ABC):
         """
 
     async def wait(self, key: str, *, timeout: float) -> None:
-        """Return soon after the entry under ``key`` was deleted or has expired, at the latest after ``timeout`` seconds.
+        """Return soon after the entry under ``key`` is deleted or has expired, at the latest after ``timeout`` seconds.
 
         The core waits so for another process that is making an answer. It looks by itself when this returns,
         so it may return at any time and without a reason, and a deletion that goes unnoticed costs only time.
