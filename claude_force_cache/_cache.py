@@ -38,6 +38,7 @@ from ._events import Events
 from ._flight import Flight, SingleFlight
 from ._guard import Guard
 from ._keys import KeyPart
+from ._lease import Lease, Leases
 from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
 from ._sealing import Life
 from ._secrets import Secrets
@@ -58,6 +59,12 @@ _LONGEST_LIFE = 1000 * 365 * 86400.0
 """Seconds beyond which a ``ttl`` is no longer taken at its word: a thousand years, so that dates stay dates."""
 
 _SCAN_BATCH = 64
+
+_NO_LEASE = (BackendUnavailableError, BackendClosedError, EntryTooLargeError)
+"""Why there may be no lease: then the value is made without one, like what a closing cache still has to make."""
+
+_WAITS = 2
+"""How many other processes one waits for, one after the other, before it makes the value without a lease."""
 
 
 class _Default:
@@ -193,6 +200,11 @@ class Cache(Generic[V]):
             discarded=self._discarded,
             clock=clock,
         )
+        self._leases: Optional[Leases] = None
+        if settings.lease and not self._alone:
+            self._leases = Leases(
+                backend, seconds=settings.lease, call=self._guarded, stamp=self._vault.stamp, clock=clock
+            )
         self._invalidations = 0
         self._events = Events(url)
         self._counts: Dict[str, int] = dict.fromkeys((field.name for field in fields(CacheStats)), 0)
@@ -377,7 +389,11 @@ class Cache(Generic[V]):
         usable_if: Optional[Callable[[V], bool]] = None,
         refresh: bool = False,
     ) -> CacheEntry[V]:
-        """Return the stored entry, or compute it once for everybody in this event loop who asks meanwhile.
+        """Return the stored entry, or compute it once for everybody who asks meanwhile.
+
+        That is everybody in this event loop; and, on a store that processes share, everybody in any of them, for
+        the process that computes has a lease, which the others wait for (the cache's option ``lease``). One that
+        dies holds them up until its lease expires. After two that brought nothing, each process computes its own.
 
         ``compute`` runs in a task of its own. When one caller is cancelled, the others still get the value;
         when all are, so is ``compute``, but a value that is there already is stored first. When ``compute``
@@ -465,40 +481,115 @@ class Cache(Generic[V]):
     ) -> _Landed[V]:
         """Do what a flight is for: look, and if nothing serves, compute and store."""
         invalidations = self._invalidations
-        entry, found = await self._read(names, work.tags, demand) if looks else (None, {})
-        if entry is not None and self._serves(entry, demand):
-            if entry.stale:
+        found: Optional[Epochs] = {}
+        entry: Optional[CacheEntry[V]] = None
+        async with AsyncExitStack() as held:
+            if looks:
+                entry, found = await self._read(names, work.tags, demand)
+                if found is not None and self._leases is not None and not self._serves(entry, demand):
+                    entry, found, lease = await self._take_turn(self._leases, names, work, demand)
+                    if lease is not None:
+                        await held.enter_async_context(lease)
+            if entry is None or not self._serves(entry, demand):
+                entry = await self._make(
+                    flight, names, work, demand, entry=entry, found=found, invalidations=invalidations
+                )
+            elif entry.stale:
                 again = demand._replace(stale_if_error=0.0)
                 self._flight.start(f"refresh {names[0]}", lambda other: self._refresh(other, names, work, again))
-        else:
-            epochs: Optional[Epochs] = {}
-            if work.tags:
-                # Before the value is made: what is invalidated from now on does not hold what comes of it.
-                try:
-                    epochs = await self._vault.ensure_epochs(work.tags, found)
-                except BackendUnavailableError:
-                    epochs = None
-                except EntryTooLargeError:
-                    pass  # the store finds out, and says so
-            try:
-                value = await work.compute()
-            except Exception as error:
-                entry = await self._after_error(entry, names, demand, error)
-                if entry is None:
-                    raise
-            else:
-                flight.commit()
-                entry = await self._keep_new(names, value, work, _Bond(work.tags, epochs, invalidations))
         return entry, self._shared(entry.value) if flight.depart() > 1 else None
+
+    async def _take_turn(
+        self, leases: Leases, names: Sequence[str], work: _Work[V], demand: _Demand
+    ) -> Tuple[Optional[CacheEntry[V]], Optional[Epochs], Optional[Lease]]:
+        """Return what the store has, after other processes that were making it; and the lease, if it is one's turn."""
+        name = names[0]
+        entry: Optional[CacheEntry[V]] = None
+        found: Optional[Epochs] = {}
+        for _ in range(_WAITS):
+            try:
+                lease = await leases.take(name)
+                if isinstance(lease, float):
+                    began = self._clock()
+                    self._counts["lease_waits"] += 1
+                    await leases.wait(name, lease)
+            except _NO_LEASE:
+                return entry, found, None
+            # Also with the lease in hand: another process may have given it back since this one looked.
+            try:
+                entry, found = await self._read(names, work.tags, demand)
+            except BaseException as error:
+                if isinstance(lease, Lease):
+                    await lease.release()
+                if isinstance(error, BackendClosedError):
+                    return entry, found, None
+                raise
+            serves = self._serves(entry, demand)
+            if isinstance(lease, Lease):
+                return entry, found, lease
+            if self._events:
+                self._events.emit("lease", key=name, waited=self._clock() - began, found=serves)
+            if serves or found is None:
+                break
+        return entry, found, None
+
+    async def _make(
+        self,
+        flight: Flight[_Landed[V]],
+        names: Sequence[str],
+        work: _Work[V],
+        demand: _Demand,
+        *,
+        entry: Optional[CacheEntry[V]],
+        found: Optional[Epochs],
+        invalidations: int,
+    ) -> CacheEntry[V]:
+        """Return the entry of a new value, or an old one that may stand in for it if it cannot be made."""
+        epochs: Optional[Epochs] = {}
+        if work.tags:
+            # Before the value is made: what is invalidated from now on does not hold what comes of it.
+            try:
+                epochs = await self._vault.ensure_epochs(work.tags, found or {})
+            except BackendUnavailableError:
+                epochs = None
+            except EntryTooLargeError:
+                pass  # the store finds out, and says so
+        try:
+            value = await work.compute()
+        except Exception as error:
+            stand_in = await self._after_error(entry, names, demand, error)
+            if stand_in is None:
+                raise
+            return stand_in
+        flight.commit()
+        return await self._keep_new(names, value, work, _Bond(work.tags, epochs, invalidations))
 
     async def _refresh(
         self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand
     ) -> _Landed[V]:
         try:
-            return await self._work(flight, names, work, demand, looks=False)
+            return await self._work_in_turn(flight, names, work, demand)
         except Exception as error:
             _logger.info("cache %s serves a stale value, which could not be made anew: %s", self.url, error)
             raise
+
+    async def _work_in_turn(
+        self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand
+    ) -> _Landed[V]:
+        """Make a value anew, unless another process does or has just done so."""
+        if self._leases is None:
+            return await self._work(flight, names, work, demand, looks=False)
+        try:
+            lease = await self._leases.take(names[0])
+        except _NO_LEASE:
+            return await self._work(flight, names, work, demand, looks=False)
+        async with AsyncExitStack() as held:
+            if isinstance(lease, Lease):
+                await held.enter_async_context(lease)
+            entry, _ = await self._read(names, (), demand)
+            if entry is None or (isinstance(lease, Lease) and entry.stale):
+                return await self._work(flight, names, work, demand, looks=False)
+        return entry, self._shared(entry.value) if flight.depart() > 1 else None
 
     async def _after_error(
         self, entry: Optional[CacheEntry[V]], names: Sequence[str], demand: _Demand, error: Exception
@@ -526,10 +617,10 @@ class Cache(Generic[V]):
         expires_at = now + work.life if stored and work.life is not None else None
         return CacheEntry(value, names[0], now, expires_at, 0.0, cached=False, tags=work.tags if stored else ())
 
-    def _serves(self, entry: CacheEntry[V], demand: _Demand) -> bool:
-        """Return whether a caller may have a stored entry at once."""
-        if not entry.stale:
-            return True
+    def _serves(self, entry: Optional[CacheEntry[V]], demand: _Demand) -> bool:
+        """Return whether there is a stored entry that a caller may have at once."""
+        if entry is None or not entry.stale:
+            return entry is not None
         return demand.overdue(entry.created_at, entry.expires_at, self._clock()) < demand.stale_while_revalidate
 
     async def invalidate(self, *tags: str) -> int:
@@ -762,14 +853,17 @@ class Cache(Generic[V]):
 
     async def _read(
         self, names: Sequence[str], tags: Sequence[str], demand: _Demand
-    ) -> Tuple[Optional[CacheEntry[V]], Epochs]:
-        """Return what the store has and the caller can use, fresh or marked as stale, and the epochs of the tags."""
+    ) -> Tuple[Optional[CacheEntry[V]], Optional[Epochs]]:
+        """Return what the store has and the caller can use, fresh or marked as stale, and the epochs of the tags.
+
+        The epochs are None if the store is not available.
+        """
         read = None if self._tier is None else self._tier.generation
         try:
             found, epochs = await self._vault.find(names, tags)
         except BackendUnavailableError:
             self._counts["errors"] += 1
-            return None, {}
+            return None, None
         if found is None or not demand.usable(found.value):
             return None, epochs
         now = self._clock()

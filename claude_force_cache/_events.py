@@ -51,6 +51,10 @@ class CacheEvents:
         """Call when an entry was not what had been sealed, and was discarded."""
 
     @hookspec
+    def claude_force_cache_lease(self, cache: str, key: str, waited: float, found: bool) -> None:
+        """Call after ``waited`` seconds for another process that was making the value; ``found``: it is there."""
+
+    @hookspec
     def claude_force_cache_outage(self, cache: str, error: BackendUnavailableError) -> None:
         """Call when the store is given up for the time being."""
 

@@ -71,6 +71,13 @@ def _above_zero(text: str) -> float:
     return seconds
 
 
+def _lease(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds and seconds < 1:
+        raise ValueError("expected a duration of 1s and more, or 0 for no leases")
+    return seconds
+
+
 def _share(text: str) -> float:
     share = float(text)
     if not 0 <= share < 1:
@@ -98,6 +105,12 @@ CORE_OPTIONS: Tuple[Option, ...] = (
         _above_zero,
         None,
         "what a look-up may cost; 250ms on a network, else 5s; stores 4 times that",
+    ),
+    Option(
+        "lease",
+        _lease,
+        6.0,
+        "how long other processes wait for one that makes a value and gives no sign of life; 0: all make their own",
     ),
 )
 """The options that every cache has, in URLs, tables and as arguments of :func:`open_cache`."""

@@ -90,6 +90,7 @@ class CacheStats:
     :param corrupt: entries discarded because they were not what had been sealed.
     :param refused: values refused because they are too large.
     :param errors: reads and writes that the store did not carry out.
+    :param lease_waits: how often this process waited for another one that was making the value.
     """
 
     hits: int = 0
@@ -101,6 +102,7 @@ class CacheStats:
     corrupt: int = 0
     refused: int = 0
     errors: int = 0
+    lease_waits: int = 0
 
     @property
     def hit_rate(self) -> float:

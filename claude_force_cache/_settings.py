@@ -43,6 +43,7 @@ class CacheSettings:
     tier_bytes: int
     tier_ttl: float
     timeout: float
+    lease: float
 
 
 def parse_size(text: str) -> int:

@@ -89,6 +89,10 @@ class _Ring:
     def name(self, encoded: bytes) -> str:
         return hmac.digest(self._lookup, encoded, "sha256").hex()
 
+    def stamp(self, data: bytes) -> bytes:
+        # No encoded key begins with a zero byte.
+        return hmac.digest(self._lookup, b"\0stamp" + data, "sha256")[:16]
+
     def tag_name(self, tag: str) -> str:
         name = self._tag_names.get(tag)
         if name is None:
@@ -141,6 +145,10 @@ class Vault(Generic[V]):
         """
         encoded = encode_key(key)
         return [ring.name(encoded) for ring in self._rings]
+
+    def stamp(self, data: bytes) -> bytes:
+        """Return 16 bytes that only an owner of the current secret can make for ``data``."""
+        return self._rings[0].stamp(data)
 
     async def find(self, names: Sequence[str], tags: Sequence[str]) -> Tuple[Optional[Found[V]], Epochs]:
         """Return the entry under the first name that has one, and the epochs that ``tags`` have now, if they have.

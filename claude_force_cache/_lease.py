@@ -1,0 +1,164 @@
+"""Leases: of all processes that share a store, one at a time makes the value of a key.
+
+Who is about to make a value puts a record beside it, under ``<name>.lease``, which only one process can (``add``).
+The others wait until the record is gone and look again. The record says who holds the lease and until when, and is
+authenticated: what somebody else plants is removed, and what somebody keeps and puts back later has expired. So
+whoever can write to the store delays a call by the life of a lease at most.
+
+A holder renews its lease every third of its life and removes it at the end, if it is still its own. One that dies
+holds the others up until the lease has expired. Losing a lease costs one more call, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import struct
+from types import TracebackType
+from typing import Callable, Optional, Type, Union
+
+from ._backend import Backend, Clock
+from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError
+from ._vault import Call
+
+__all__ = ["Lease", "Leases"]
+
+_SUFFIX = ".lease"
+_RECORD = struct.Struct(">16sQ")
+"""Who holds the lease, and until when in milliseconds since the epoch. The stamp follows."""
+
+
+class Lease:
+    """The right to make one value, from when it was taken. ``async with`` renews it meanwhile and gives it back."""
+
+    def __init__(self, leases: Leases, name: str) -> None:
+        self.name = name
+        self.token = os.urandom(16)
+        self._leases = leases
+        self._renewal: Optional[asyncio.Future[None]] = None
+
+    async def __aenter__(self) -> Lease:
+        self._renewal = asyncio.ensure_future(self._leases.keep(self))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.wait([self._renewal])
+        await self.release()
+
+    async def release(self) -> None:
+        """Remove the record, if it is still this holder's. Does not fail: at worst it expires."""
+        await self._leases.release(self)
+
+
+class Leases:
+    """The leases of one cache.
+
+    :param seconds: how long a lease lives that is not renewed.
+    :param call: calls the backend's verbs within the budget of a look-up.
+    :param stamp: returns bytes that only an owner of the cache's secret can make.
+    :param clock: the time in seconds since 1970.
+    """
+
+    def __init__(
+        self, backend: Backend, *, seconds: float, call: Call, stamp: Callable[[bytes], bytes], clock: Clock
+    ) -> None:
+        self._backend = backend
+        self._seconds = seconds
+        self._call = call
+        self._stamp = stamp
+        self._clock = clock
+
+    async def take(self, name: str) -> Union[Lease, float]:
+        """Return the lease on making what is stored under ``name``, or until when another process has it.
+
+        The time is in seconds since 1970, and over if that is not sure.
+
+        :raises BackendUnavailableError: if the store is not available.
+        :raises EntryTooLargeError: if the store is too small for a record.
+        """
+        lease = Lease(self, name + _SUFFIX)
+        for _ in range(2):
+            if await self._add(lease):
+                return lease
+            entry = await self._call(lambda: self._backend.get(lease.name))
+            if entry is not None:
+                until = self._until(lease.name, entry.value)
+                if until > self._clock():
+                    return until
+                version = entry.version
+                await self._call(lambda: self._backend.delete(lease.name, version=version))  # noqa: B023 - awaited
+        return self._clock()
+
+    async def wait(self, name: str, until: float) -> None:
+        """Return when the lease of another process, which lasts ``until`` a time, is over.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        lease = name + _SUFFIX
+        while True:
+            remaining = until - self._clock()
+            if remaining <= 0:
+                return
+            await self._backend.wait(lease, timeout=min(remaining, self._seconds))
+            entry = await self._call(lambda: self._backend.get(lease))
+            if entry is None:
+                return
+            until = self._until(lease, entry.value)
+
+    async def keep(self, lease: Lease) -> None:
+        """Renew a lease until it is lost; runs beside the call that it is for."""
+        while True:
+            await asyncio.sleep(self._seconds / 3)
+            try:
+                entry = await self._call(lambda: self._backend.get(lease.name))
+                if entry is None:
+                    if not await self._add(lease):  # it may have been evicted
+                        return
+                elif entry.value.startswith(lease.token):
+                    record = self._record(lease)
+                    await self._call(lambda: self._backend.set(lease.name, record, ttl=self._seconds))  # noqa: B023
+                else:
+                    return
+            except (BackendUnavailableError, EntryTooLargeError):
+                continue
+            except BackendClosedError:
+                return
+
+    async def release(self, lease: Lease) -> None:
+        """Remove the record of a lease, if it is still there."""
+        try:
+            entry = await self._call(lambda: self._backend.get(lease.name))
+            if entry is not None and entry.value.startswith(lease.token):
+                version = entry.version
+                await self._call(lambda: self._backend.delete(lease.name, version=version))
+        except (BackendUnavailableError, BackendClosedError):
+            pass  # it expires
+
+    async def _add(self, lease: Lease) -> bool:
+        try:
+            return await self._call(lambda: self._backend.add(lease.name, self._record(lease), ttl=self._seconds))
+        except asyncio.CancelledError:
+            await self.release(lease)  # it may have been stored
+            raise
+
+    def _record(self, lease: Lease) -> bytes:
+        record = _RECORD.pack(lease.token, int((self._clock() + self._seconds) * 1000))
+        return record + self._stamp(lease.name.encode() + record)
+
+    def _until(self, name: str, data: bytes) -> float:
+        """Return until when a record holds, in seconds since 1970; 0 if it is not one of ours."""
+        record = data[: _RECORD.size]
+        if len(record) < _RECORD.size or not hmac.compare_digest(
+            self._stamp(name.encode() + record), data[_RECORD.size :]
+        ):
+            return 0.0
+        _, until = _RECORD.unpack(record)
+        return min(float(until) / 1000, self._clock() + self._seconds)
