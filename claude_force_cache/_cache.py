@@ -32,6 +32,7 @@ from typing import (
 
 from ._backend import Backend, Clock, EntryInfo, Usage
 from ._capabilities import Capabilities
+from ._chunks import entry_of
 from ._codecs import Codec
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError, InvalidValueError
 from ._events import Events
@@ -509,7 +510,7 @@ class Cache(Generic[V]):
         for _ in range(_WAITS):
             try:
                 lease = await leases.take(name)
-                if isinstance(lease, float):
+                if not isinstance(lease, Lease):
                     began = self._clock()
                     self._counts["lease_waits"] += 1
                     await leases.wait(name, lease)
@@ -730,6 +731,9 @@ class Cache(Generic[V]):
         await self._ensure_backend()
         batch: List[EntryInfo] = []
         async for info in self._backend.scan():
+            if entry_of(info.key) is not None:
+                yield StoredEntry(info.key, info.size, "other")
+                continue
             batch.append(info)
             if len(batch) == _SCAN_BATCH:
                 for stored, _ in await self._vault.look_over(batch):
@@ -752,9 +756,11 @@ class Cache(Generic[V]):
     async def verify(self, *, repair: bool = False) -> VerifyReport:
         """Recount the account and open every entry. Counts as a use of all of them.
 
-        With ``repair``, corrupt entries are deleted, unless a newer one has taken their place. Entries of
-        other secrets cannot be judged; they are listed and stay. Entries that others write meanwhile can
-        make the account differ from the count, so it is taken before and after, and counted again if it changed.
+        With ``repair``, corrupt entries are deleted, unless a newer one has taken their place, and what remains
+        of entries that lost a part or were not written to their end. A value that is written in parts meanwhile
+        may be lost by that. Entries of other secrets cannot be judged; they are listed and stay. Entries that
+        others write meanwhile can make the account differ from the count, so it is taken before and after, and
+        counted again if it changed.
 
         :raises BackendUnavailableError: if the store is not available.
         """
@@ -765,27 +771,56 @@ class Cache(Generic[V]):
             if report.consistent:
                 break
             again = await self._verify(repair)
-            report = replace(again, corrupt=report.corrupt + again.corrupt, repaired=report.repaired + again.repaired)
-        return replace(report, corrupt=tuple(dict.fromkeys(report.corrupt)))
+            report = replace(
+                again,
+                corrupt=tuple(dict.fromkeys(report.corrupt + again.corrupt)),
+                repaired=report.repaired + again.repaired,
+                remains=tuple(dict.fromkeys(report.remains + again.remains)),
+            )
+        return report
 
     async def _verify(self, repair: bool) -> VerifyReport:
         entries = size = repaired = 0
         corrupt: List[str] = []
         foreign: List[str] = []
-        infos = [info async for info in self._backend.scan()]
+        incomplete: List[str] = []
+        parts: Dict[str, int] = {}
+        infos: List[EntryInfo] = []
+        async for info in self._backend.scan():
+            if entry_of(info.key) is None:
+                infos.append(info)
+            else:
+                parts[info.key] = info.size
         for start in range(0, len(infos), _SCAN_BATCH):
             batch = infos[start : start + _SCAN_BATCH]
             for stored, entry in await self._vault.look_over(batch):
+                entries += 1
+                size += len(stored.key) + len(entry.value)
                 if stored.state == "foreign":
                     foreign.append(stored.key)
+                elif stored.state == "incomplete":
+                    incomplete.append(stored.key)
+                    if repair:
+                        await self._vault.remove(stored.key, entry)
                 elif stored.state == "corrupt":
                     corrupt.append(stored.key)
                     if repair and await self._vault.discard(stored.key, entry, "found by verify"):
+                        entries -= 1
+                        size -= len(stored.key) + len(entry.value)
                         repaired += 1
-                        continue
-                entries += 1
-                size += stored.size
-        return VerifyReport(entries, size, await self._backend.usage(), tuple(corrupt), tuple(foreign), repaired)
+        orphans = await self._vault.orphans(parts)
+        if repair:
+            for name in orphans:
+                await self._vault.delete(name)
+        return VerifyReport(
+            entries + len(parts),
+            size + sum(parts.values()),
+            await self._backend.usage(),
+            tuple(corrupt),
+            tuple(foreign),
+            repaired,
+            (*incomplete, *orphans),
+        )
 
     def _life(self, ttl: TTL) -> Optional[float]:
         life = self.settings.ttl if isinstance(ttl, _Default) else ttl

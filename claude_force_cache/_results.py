@@ -56,10 +56,10 @@ class StoredEntry(Generic[V]):
     """An entry as it lies in the store.
 
     :param key: the stored key.
-    :param size: what the account has for it, in bytes.
+    :param size: what the account has for it, in bytes, with the parts that it may lie in.
     :param state: ``ok``; ``stale``, kept beyond its freshness; ``invalidated``, by one of its tags; ``corrupt``;
-        ``foreign``, sealed with a secret that this cache does not have; or ``other``, something that is no
-        answer, such as the record of a tag.
+        ``incomplete``, because parts of it had to make room; ``foreign``, sealed with a secret that this cache
+        does not have; or ``other``, something that is no answer by itself, such as the record of a tag, or a part.
     :param created_at: seconds since the epoch, None where the entry could not be opened.
     :param expires_at: the end of its freshness in seconds since the epoch, or None, also for never.
     :param value: None where the entry could not be opened.
@@ -121,6 +121,8 @@ class VerifyReport:
     :param corrupt: the keys of entries that are not what had been sealed.
     :param foreign: the keys of entries sealed with a secret that this cache does not have. They stay.
     :param repaired: how many corrupt entries were deleted.
+    :param remains: the keys of parts without their entry and of entries without all their parts, which eviction
+        leaves. With ``repair`` they were deleted.
     """
 
     entries: int
@@ -129,6 +131,7 @@ class VerifyReport:
     corrupt: Tuple[str, ...]
     foreign: Tuple[str, ...]
     repaired: int
+    remains: Tuple[str, ...] = ()
 
     @property
     def consistent(self) -> bool:

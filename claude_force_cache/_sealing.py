@@ -14,6 +14,9 @@ tag was checked.
 The algorithm is the cache's setting and is never read from the entry: HMAC-SHA256, or with ``encrypt``
 AES-256-GCM. For the latter each key has its own AES key, derived from the seal key, so that random nonces
 may repeat only for writes of the same key (NIST SP 800-38D allows 2**32 under one AES key).
+
+A value that a store cannot hold in one entry lies beside a stand-in, an entry whose coding says so and whose
+payload is for :mod:`._chunks` to read.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import hmac
 import os
 import struct
 import threading
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -31,7 +34,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ._keys import encode_key
 from ._secrets import Keys
 
-__all__ = ["AES", "HMAC", "CorruptEntryError", "Life", "Opened", "Sealer", "declared_length", "key_id_of"]
+__all__ = [
+    "AES",
+    "HMAC",
+    "MAX_LENGTH",
+    "CorruptEntryError",
+    "Life",
+    "Opened",
+    "Sealer",
+    "declared_length",
+    "is_stand_in",
+    "key_id_of",
+]
 
 HMAC = "HMAC-SHA256"
 AES = "AES-256-GCM"
@@ -40,7 +54,7 @@ MAX_LENGTH = 1 << 28
 """The longest value in bytes that is sealed or opened: 256 MiB."""
 
 _FORMAT = b"\xcf\x02"
-_PLAIN, _ZSTD = 0, 1
+_PLAIN, _ZSTD, _ELSEWHERE = 0, 1, 2
 _HEADER = struct.Struct(">2sB8sQQQIH12s")
 _COMPRESS_FROM = 512
 _contexts = threading.local()
@@ -68,6 +82,16 @@ class Opened(NamedTuple):
     labels: bytes
 
 
+class _Contents(NamedTuple):
+    """The fields of an entry that are not the same in each. Dates as in :class:`Life`, in milliseconds."""
+
+    coding: int
+    dates: Tuple[int, int, int]
+    length: int
+    labels: int
+    payload: bytes
+
+
 def key_id_of(sealed: bytes) -> Optional[bytes]:
     """Return the id of the key that an entry says it was sealed with, or None if it is no sealed entry."""
     if len(sealed) < _HEADER.size or not sealed.startswith(_FORMAT):
@@ -78,6 +102,11 @@ def key_id_of(sealed: bytes) -> Optional[bytes]:
 def declared_length(sealed: bytes) -> int:
     """Return how long the value will be, as the entry says; not verified, so good for planning only."""
     return int.from_bytes(sealed[35:39], "big")
+
+
+def is_stand_in(sealed: bytes) -> bool:
+    """Return whether an entry says that its value lies elsewhere; not verified."""
+    return sealed[2:3] == bytes([_ELSEWHERE]) and sealed.startswith(_FORMAT)
 
 
 class Sealer:
@@ -106,28 +135,51 @@ class Sealer:
             compressed = _compressor().compress(whole)
             if len(compressed) < len(whole):
                 coding, payload = _ZSTD, compressed
-        nonce = os.urandom(12)
-        header = _HEADER.pack(
-            _FORMAT,
-            coding,
-            self.key_id,
-            int(life.created_at * 1000),
-            _milliseconds(life.expires_at),
-            _milliseconds(life.kept_until),
-            len(whole),
-            len(labels),
-            nonce,
-        )
-        bound = self._bound(key)
-        if self._encrypt:
-            return header + self._cipher(bound).encrypt(nonce, payload, bound + header)
-        return b"".join((header, payload, hmac.digest(self._seal_key, b"".join((bound, header, payload)), "sha256")))
+        dates = (int(life.created_at * 1000), _milliseconds(life.expires_at), _milliseconds(life.kept_until))
+        return self._lock(key, _Contents(coding, dates, len(whole), len(labels), payload))
+
+    def seal_stand_in(self, key: str, sealed: bytes, payload: bytes) -> bytes:
+        """Return an entry for ``key`` with the life of ``sealed``, which this sealer sealed for the same key."""
+        dates = _HEADER.unpack_from(sealed)[3:6]
+        return self._lock(key, _Contents(_ELSEWHERE, dates, len(payload), 0, payload))
+
+    def open_stand_in(self, key: str, sealed: bytes) -> bytes:
+        """Return the payload of a stand-in.
+
+        :raises CorruptEntryError: as :meth:`open`, and if it is an entry with a value.
+        """
+        contents = self._unlock(key, sealed)
+        if contents.coding != _ELSEWHERE:
+            raise CorruptEntryError("not a stand-in")
+        return contents.payload
 
     def open(self, key: str, sealed: bytes) -> Opened:
         """Return what was sealed for ``key``.
 
         :raises CorruptEntryError: if it is anything else than the whole, unaltered entry sealed for this key.
         """
+        contents = self._unlock(key, sealed)
+        created, expires, kept = contents.dates
+        whole, labels = _expand(contents.coding, contents.payload, contents.length), contents.labels
+        return Opened(
+            whole[labels:] if labels else whole,
+            created / 1000,
+            expires / 1000 if expires else None,
+            kept / 1000 if kept else None,
+            whole[:labels],
+        )
+
+    def _lock(self, key: str, contents: _Contents) -> bytes:
+        coding, dates, length, labels, payload = contents
+        nonce = os.urandom(12)
+        header = _HEADER.pack(_FORMAT, coding, self.key_id, *dates, length, labels, nonce)
+        bound = self._bound(key)
+        if self._encrypt:
+            return header + self._cipher(bound).encrypt(nonce, payload, bound + header)
+        return b"".join((header, payload, hmac.digest(self._seal_key, b"".join((bound, header, payload)), "sha256")))
+
+    def _unlock(self, key: str, sealed: bytes) -> _Contents:
+        """Return what is in an entry whose tag is right."""
         if len(sealed) < _HEADER.size + self._tag_length:
             raise CorruptEntryError("too short")
         header = sealed[: _HEADER.size]
@@ -145,14 +197,7 @@ class Sealer:
             if not hmac.compare_digest(tag, sealed[-self._tag_length :]):
                 raise CorruptEntryError("wrong tag")
             payload = sealed[_HEADER.size : -self._tag_length]
-        whole = _expand(coding, payload, length)
-        return Opened(
-            whole[labels:] if labels else whole,
-            created / 1000,
-            expires / 1000 if expires else None,
-            kept / 1000 if kept else None,
-            whole[:labels],
-        )
+        return _Contents(coding, (created, expires, kept), length, labels, payload)
 
     def _bound(self, key: str) -> bytes:
         return self._context + encode_key(key)

@@ -20,11 +20,23 @@ from typing import (
 from typing_extensions import Protocol
 
 from ._backend import Backend, Clock, Entry, EntryInfo
+from ._chunks import IncompleteEntryError, Limits, Manifest, cut, entry_of
 from ._codecs import Codec
-from ._errors import EntryTooLargeError, InvalidValueError
+from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
 from ._keys import KeyPart, encode_key
 from ._results import StoredEntry
-from ._sealing import AES, HMAC, MAX_LENGTH, CorruptEntryError, Life, Opened, Sealer, declared_length, key_id_of
+from ._sealing import (
+    AES,
+    HMAC,
+    MAX_LENGTH,
+    CorruptEntryError,
+    Life,
+    Opened,
+    Sealer,
+    declared_length,
+    is_stand_in,
+    key_id_of,
+)
 from ._secrets import Secrets, derive_keys
 from ._settings import CacheSettings
 from ._tags import EPOCH_BYTES, Epochs, new_epoch, pack_epochs, unpack_epochs
@@ -46,6 +58,11 @@ _Read = Dict[str, Optional[Entry]]
 
 _TAG_SUFFIX = ".tag"
 _MOST_TAG_NAMES = 4096
+
+_LOOKS = 3
+"""How often a value in parts is looked at that somebody replaces meanwhile, before it counts as a miss."""
+
+_MOST_SEEN = 4096
 
 
 class Found(Generic[V]):
@@ -133,6 +150,9 @@ class Vault(Generic[V]):
         self._discarded = discarded
         self._clock = clock
         self._rings: List[_Ring] = []
+        # Where values may be cut: what a look-up saw under a name, if it was a manifest, else None.
+        self._seen: Dict[str, Optional[bytes]] = {}
+        self._known_limits = (backend.capabilities, Limits.of(backend.capabilities, settings.max_bytes))
 
     def unlock(self, secrets: Secrets) -> None:
         """Take the secrets; nothing else works before."""
@@ -164,6 +184,8 @@ class Vault(Generic[V]):
         else:
             some = await self._call(lambda: self._backend.get_many(wanted))
             read = {name: some.get(name) for name in wanted}
+        if self._limits.part is not None:
+            self._note(names, read)
         found = None
         for ring, name in zip(self._rings, names):
             entry = read[name]
@@ -177,10 +199,22 @@ class Vault(Generic[V]):
         return found, epochs
 
     async def _open_valid(self, ring: _Ring, name: str, entry: Entry, read: _Read) -> Optional[Found[V]]:
-        try:
-            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
-        except CorruptEntryError as error:
-            await self.discard(name, entry, str(error))
+        for _ in range(_LOOKS):
+            try:
+                opened, value = await self._open(ring, name, entry, self._call)
+                break
+            except CorruptEntryError as error:
+                gone = await self.discard(name, entry, str(error))
+            except IncompleteEntryError as error:
+                gone = await self._give_up(name, entry, error)
+            if gone or not is_stand_in(entry.value):
+                return None
+            # Somebody has replaced it, and deleted the parts of what was read.
+            again = await self._call(lambda: self._backend.get(name))
+            if again is None:
+                return None
+            entry = again
+        else:
             return None
         if opened.kept_until is not None and self._clock() >= opened.kept_until:
             return None
@@ -250,37 +284,157 @@ class Vault(Generic[V]):
         :raises EntryTooLargeError: if it does not fit; the predecessor is gone.
         :raises BackendUnavailableError: if the store is not available.
         """
-        return await self._call(lambda: self._replace(names, sealed, ttl), _STORE_FACTOR)
+        limits = self._limits
+        if limits.fits(names[0], sealed):
+            return await self._call(lambda: self._replace(names, sealed, ttl), _STORE_FACTOR)
+        try:
+            manifest, parts = await self._offload(len(sealed), lambda: cut(names[0], sealed, limits))
+        except EntryTooLargeError:
+            for name in names:
+                await self.delete(name)
+            raise
+        stand_in = self._rings[0].sealer.seal_stand_in(names[0], sealed, manifest.pack())
+        items = {part: (data, ttl) for part, data in parts.items()}
+        try:
+            evicted = await self._call(lambda: self._backend.set_many(items), _STORE_FACTOR * manifest.patience)
+        except (EntryTooLargeError, PartlyUnavailableError) as error:
+            await self._drop(list(parts))
+            if isinstance(error, EntryTooLargeError):
+                for name in names:
+                    await self.delete(name)
+            raise
+        self._seen.pop(names[0], None)  # that was long ago
+        return evicted + await self._call(lambda: self._replace(names, stand_in, ttl), _STORE_FACTOR)
 
     async def _replace(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
         evicted, refused = 0, None
+        outdated = await self._parts_of(names)
         try:
             evicted = await self._backend.set(names[0], sealed, ttl=ttl)
         except EntryTooLargeError as error:
             refused = error
-        for name in names[1:]:
+        for name in (*names[1:], *outdated):
             await self._backend.delete(name)
         if refused is not None:
             raise refused
         return evicted
 
     async def delete(self, name: str) -> bool:
-        """Delete whatever is under a name.
+        """Delete whatever is under a name, with all its parts.
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        return await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)
+        return await self._call(lambda: self._delete(name), _STORE_FACTOR)
+
+    async def _delete(self, name: str) -> bool:
+        self._seen.pop(name, None)
+        parts = await self._parts_of([name])
+        deleted = await self._backend.delete(name)
+        for part in parts:
+            await self._backend.delete(part)
+        return deleted
 
     async def discard(self, name: str, entry: Entry, reason: str) -> bool:
         """Delete an entry that is of no use, but only the version that was seen; every cause ends here.
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        self._forget(name)
-        deleted = await self._call(lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR)
+        deleted = await self.remove(name, entry)
         if deleted:
             self._discarded(name, reason)
         return deleted
+
+    async def _give_up(self, name: str, entry: Entry, error: IncompleteEntryError) -> bool:
+        """Delete an entry that lost a part, which is no damage: a store that makes room takes parts as it likes."""
+        # A part that cannot be reached, on one of several servers, is not gone: then this raises.
+        await self._call(lambda: self._backend.delete(error.missing[0]), _STORE_FACTOR)
+        return await self.remove(name, entry)
+
+    async def remove(self, name: str, entry: Entry) -> bool:
+        """Delete an entry with its parts, but only the version that was seen.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        self._forget(name)
+        deleted = await self._call(lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR)
+        await self._drop(self._part_names(name, entry.value))
+        return deleted
+
+    async def _drop(self, parts: Sequence[str]) -> None:
+        """Delete parts that nothing refers to any more, as far as that works; the rest expires or makes room."""
+        for part in parts:
+            try:
+                await self._call(lambda: self._backend.delete(part), _STORE_FACTOR)  # noqa: B023 - awaited here
+            except PartlyUnavailableError:
+                continue
+            except BackendUnavailableError:
+                return
+
+    async def orphans(self, names: Iterable[str]) -> List[str]:
+        """Return those of the names that are parts of nothing that the store has.
+
+        :raises BackendUnavailableError: if the store is not available.
+        """
+        families: Dict[str, List[str]] = {}
+        for name in names:
+            whole = entry_of(name)
+            if whole is not None:
+                families.setdefault(whole, []).append(name)
+        orphans: List[str] = []
+        for whole, parts in families.items():
+            entry = await self._backend.get(whole)
+            if entry is not None and is_stand_in(entry.value) and self._ring_of(entry.value) is None:
+                continue  # of a secret that is not known here
+            known = set() if entry is None else set(self._part_names(whole, entry.value))
+            orphans += [part for part in parts if part not in known]
+        return orphans
+
+    @property
+    def _limits(self) -> Limits:
+        capabilities, limits = self._known_limits
+        if capabilities is not self._backend.capabilities:  # complete once it is open
+            limits = Limits.of(self._backend.capabilities, self._settings.max_bytes)
+            self._known_limits = (self._backend.capabilities, limits)
+        return limits
+
+    def _note(self, names: Sequence[str], read: _Read) -> None:
+        """Remember what a look-up saw, so that a store need not look what it replaces."""
+        if len(self._seen) + len(names) > _MOST_SEEN:
+            self._seen.clear()
+        for name in names:
+            entry = read[name]
+            self._seen[name] = entry.value if entry is not None and is_stand_in(entry.value) else None
+
+    async def _parts_of(self, names: Sequence[str]) -> List[str]:
+        """Return the names of the parts of what is under the names, where values are cut."""
+        parts: List[str] = []
+        if self._limits.part is not None:
+            for name in names:
+                if name in self._seen:
+                    sealed = self._seen.pop(name)
+                else:
+                    entry = await self._backend.get(name)
+                    sealed = None if entry is None else entry.value
+                parts += [] if sealed is None else self._part_names(name, sealed)
+        return parts
+
+    def _manifest(self, name: str, sealed: bytes) -> Optional[Manifest]:
+        """Return the manifest of a value in parts; None for another value, and for what cannot be opened."""
+        ring = self._ring_of(sealed)
+        if ring is None or not is_stand_in(sealed):
+            return None
+        try:
+            return Manifest.unpack(ring.sealer.open_stand_in(name, sealed))
+        except CorruptEntryError:
+            return None
+
+    def _part_names(self, name: str, sealed: bytes) -> List[str]:
+        manifest = self._manifest(name, sealed)
+        return [] if manifest is None else manifest.names(name)
+
+    def _ring_of(self, sealed: bytes) -> Optional[_Ring]:
+        key_id = key_id_of(sealed)
+        return next((ring for ring in self._rings if ring.sealer.key_id == key_id), None)
 
     async def look_over(self, infos: Sequence[EntryInfo]) -> List[Tuple[StoredEntry[V], Entry]]:
         """Return those entries that are still there, opened, with what was read of each.
@@ -300,18 +454,22 @@ class Vault(Generic[V]):
         size = len(name) + len(entry.value)
         if "." in name:
             return StoredEntry(name, size, "other")
-        key_id = key_id_of(entry.value)
-        ring = next((ring for ring in self._rings if ring.sealer.key_id == key_id), None)
+        ring = self._ring_of(entry.value)
         if ring is None:
-            return StoredEntry(name, size, "corrupt" if key_id is None else "foreign")
+            return StoredEntry(name, size, "corrupt" if key_id_of(entry.value) is None else "foreign")
         try:
-            opened, value = await self._offload(_effort(entry), lambda: self._decode(ring, name, entry.value))
+            opened, value = await self._open(ring, name, entry, _unguarded)
         except CorruptEntryError:
             return StoredEntry(name, size, "corrupt")
+        except IncompleteEntryError:
+            return StoredEntry(name, size, "incomplete")
         bound = unpack_epochs(opened.labels)
         unread = _unread(ring, bound, read)
         if unread:
             _add(read, unread, await self._backend.get_many(unread))
+        manifest = self._manifest(name, entry.value)
+        if manifest is not None:
+            size += manifest.size(name)
         state = "ok"
         changed = _changed(ring, bound, read)
         if changed:
@@ -319,6 +477,24 @@ class Vault(Generic[V]):
         elif opened.expires_at is not None and self._clock() >= opened.expires_at:
             state = "stale"
         return StoredEntry(name, size, state, opened.created_at, opened.expires_at, value, tuple(bound), changed)
+
+    async def _open(self, ring: _Ring, name: str, entry: Entry, call: Call) -> Tuple[Opened, V]:
+        """Return what was sealed, after reading the parts that it may lie in.
+
+        :raises CorruptEntryError: if it is not what was sealed.
+        :raises IncompleteEntryError: if parts of it are gone.
+        """
+        sealed = entry.value
+        if not is_stand_in(sealed):
+            effort = max(len(sealed), declared_length(sealed))
+            return await self._offload(effort, lambda: self._decode(ring, name, sealed))
+        manifest = Manifest.unpack(ring.sealer.open_stand_in(name, sealed))
+        parts = manifest.names(name)
+        found = await call(lambda: self._backend.get_many(parts), manifest.patience)
+        missing = [part for part in parts if part not in found]
+        if missing:
+            raise IncompleteEntryError(missing)
+        return await self._offload(manifest.length, lambda: self._decode(ring, name, manifest.join(name, found)))
 
     def _decode(self, ring: _Ring, name: str, sealed: bytes) -> Tuple[Opened, V]:
         opened = ring.sealer.open(name, sealed)
@@ -346,5 +522,5 @@ def _changed(ring: _Ring, bound: Epochs, read: _Read) -> Tuple[str, ...]:
     return tuple(tag for tag, epoch, record in records if record is None or record.value != epoch)
 
 
-def _effort(entry: Entry) -> int:
-    return max(len(entry.value), declared_length(entry.value))
+async def _unguarded(verb: Callable[[], Awaitable[T]], factor: int = 1) -> T:
+    return await verb()

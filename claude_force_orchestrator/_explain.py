@@ -21,6 +21,7 @@ _DETAILS = {
     "too-old": "the answer is older than max_age_hours allows",
     "invalidated": "the answer was invalidated",
     "corrupt": "the entry is not what was stored",
+    "incomplete": "parts of the entry had to make room",
     "foreign": "the entry was sealed with another secret than CLAUDE_CACHE_SECRET",
     "excluded": "this agent is excluded from the cache by claude.json (exclude_agents, or its cache.enabled)",
     "off": "the cache is switched off (enable_cache, or cache.enabled in claude.json)",
@@ -49,7 +50,7 @@ class Explanation:
     :param agent_name: the agent.
     :param hit: whether the task would be answered from the cache.
     :param reason: ``fresh`` or ``stale`` for a hit; for a miss ``absent``, ``expired``, ``too-old``, ``invalidated``,
-        ``corrupt``, ``foreign`` (sealed with another secret), ``excluded``, ``off`` or ``unreachable``.
+        ``corrupt``, ``incomplete``, ``foreign`` (sealed with another secret), ``excluded``, ``off`` or ``unreachable``.
     :param detail: the same in a sentence.
     :param key: the stored key, or None where the cache was not asked.
     :param age_seconds: the age of the entry that there is.

@@ -125,6 +125,7 @@ def get(key: KeyArgument, cache: CacheOption = None, config: ConfigOption = None
     if stored.value is None:
         reasons = {
             "corrupt": "is not what was stored: claude-force cache verify --repair removes it",
+            "incomplete": "lost some of its parts, which had to make room",
             "foreign": "was sealed with another secret: set CLAUDE_CACHE_SECRET to that one",
         }
         raise CommandError(f"entry {stored.key[:_SHOWN_KEY]} {reasons.get(stored.state, 'holds no answer')}", FAILED)
@@ -212,7 +213,7 @@ cache_app.command("explain")(explain)
 
 @cache_app.command("verify")
 def verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Delete what is corrupt.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Delete what is corrupt or incomplete.")] = False,
     cache: CacheOption = None,
     config: ConfigOption = None,
     as_json: JSONOption = False,
@@ -229,6 +230,7 @@ def verify(
             "corrupt": list(report.corrupt),
             "foreign": list(report.foreign),
             "repaired": report.repaired,
+            "remains": list(report.remains),
         }
 
     found = _with_cache(config, cache, work)
@@ -243,6 +245,7 @@ def verify(
                 ("account", f"{account['entries']:,}", f"{account['bytes']:,}"),
                 ("corrupt", f"{len(found['corrupt']):,}", ""),
                 ("repaired", f"{found['repaired']:,}", ""),
+                ("remains of answers in parts", f"{len(found['remains']):,}", ""),
                 ("of another secret", f"{len(found['foreign']):,}", ""),
             ],
             numeric=("entries", "bytes"),
@@ -274,7 +277,7 @@ async def _whole_key(cache: "Cache[Answer]", key: str) -> str:
         raise CommandError("a key is up to 64 digits out of 0-9 and a-f: claude-force cache ls shows them")
     if len(key) == _KEY_LENGTH:
         return key
-    found = {stored.key async for stored in cache.scan() if stored.key.startswith(key)}
+    found = {stored.key async for stored in cache.scan() if stored.state != "other" and stored.key.startswith(key)}
     if not found:
         raise _no_such_key(key)
     if len(found) > 1:
