@@ -16,17 +16,27 @@ import hmac
 import os
 import struct
 from types import TracebackType
-from typing import Callable, Optional, Type, Union
+from typing import Callable, NamedTuple, Optional, Type, Union
 
 from ._backend import Backend, Clock
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError
 from ._vault import Call
 
-__all__ = ["Lease", "Leases"]
+__all__ = ["Held", "Lease", "Leases"]
 
 _SUFFIX = ".lease"
 _RECORD = struct.Struct(">16sQ")
 """Who holds the lease, and until when in milliseconds since the epoch. The stamp follows."""
+
+
+class Held(NamedTuple):
+    """A lease that another process has: by what it is known, and until when it lasts if it is not renewed.
+
+    The time is in seconds since 1970; over, if it is not sure who has the lease.
+    """
+
+    token: bytes
+    until: float
 
 
 class Lease:
@@ -76,10 +86,8 @@ class Leases:
         self._stamp = stamp
         self._clock = clock
 
-    async def take(self, name: str) -> Union[Lease, float]:
-        """Return the lease on making what is stored under ``name``, or until when another process has it.
-
-        The time is in seconds since 1970, and over if that is not sure.
+    async def take(self, name: str) -> Union[Lease, Held]:
+        """Return the lease on making what is stored under ``name``, or which one another process has.
 
         :raises BackendUnavailableError: if the store is not available.
         :raises EntryTooLargeError: if the store is too small for a record.
@@ -90,28 +98,29 @@ class Leases:
                 return lease
             entry = await self._call(lambda: self._backend.get(lease.name))
             if entry is not None:
-                until = self._until(lease.name, entry.value)
-                if until > self._clock():
-                    return until
+                held = self._held(lease.name, entry.value)
+                if held.until > self._clock():
+                    return held
                 version = entry.version
                 await self._call(lambda: self._backend.delete(lease.name, version=version))  # noqa: B023 - awaited
-        return self._clock()
+        return Held(b"", 0.0)
 
-    async def wait(self, name: str, until: float) -> None:
-        """Return when the lease of another process, which lasts ``until`` a time, is over.
+    async def wait(self, name: str, held: Held) -> None:
+        """Return when the lease that another process has is over, given back or somebody else's.
 
         :raises BackendUnavailableError: if the store is not available.
         """
         lease = name + _SUFFIX
         while True:
-            remaining = until - self._clock()
+            remaining = held.until - self._clock()
             if remaining <= 0:
                 return
             await self._backend.wait(lease, timeout=min(remaining, self._seconds))
             entry = await self._call(lambda: self._backend.get(lease))
-            if entry is None:
+            found = None if entry is None else self._held(lease, entry.value)
+            if found is None or found.token != held.token:
                 return
-            until = self._until(lease, entry.value)
+            held = found
 
     async def keep(self, lease: Lease) -> None:
         """Renew a lease until it is lost; runs beside the call that it is for."""
@@ -153,12 +162,12 @@ class Leases:
         record = _RECORD.pack(lease.token, int((self._clock() + self._seconds) * 1000))
         return record + self._stamp(lease.name.encode() + record)
 
-    def _until(self, name: str, data: bytes) -> float:
-        """Return until when a record holds, in seconds since 1970; 0 if it is not one of ours."""
+    def _held(self, name: str, data: bytes) -> Held:
+        """Return what a record says, if it is one of ours."""
         record = data[: _RECORD.size]
         if len(record) < _RECORD.size or not hmac.compare_digest(
             self._stamp(name.encode() + record), data[_RECORD.size :]
         ):
-            return 0.0
-        _, until = _RECORD.unpack(record)
-        return min(float(until) / 1000, self._clock() + self._seconds)
+            return Held(b"", 0.0)
+        token, until = _RECORD.unpack(record)
+        return Held(token, min(float(until) / 1000, self._clock() + self._seconds))

@@ -246,7 +246,7 @@ def test_a_cancelled_caller_leaves_no_lease(shared_url: str, namespace: str) -> 
 
             await until(gone)
 
-    together(shared_url, 2, test, namespace)
+    together(shared_url, 2, test, namespace, lease="10m")
 
 
 def test_without_leases_each_makes_its_own(disk_url: str, namespace: str) -> None:
