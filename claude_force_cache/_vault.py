@@ -21,6 +21,7 @@ from typing_extensions import Protocol
 
 from ._backend import Backend, Clock, Entry, EntryInfo
 from ._chunks import IncompleteEntryError, Limits, Manifest, cut, entry_of
+from ._coalescing import Coalescing
 from ._codecs import Codec
 from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
 from ._keys import KeyPart, encode_key
@@ -150,6 +151,10 @@ class Vault(Generic[V]):
         self._discarded = discarded
         self._clock = clock
         self._rings: List[_Ring] = []
+        # A store in this very process has nothing that a single journey would save.
+        self._gathered: Optional[Coalescing] = None
+        if backend.capabilities.shared_between_processes:
+            self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, _STORE_FACTOR))
         # Where values may be cut: what a look-up saw under a name, if it was a manifest, else None.
         self._seen: Dict[str, Optional[bytes]] = {}
         self._known_limits = (backend.capabilities, Limits.of(backend.capabilities, settings.max_bytes))
@@ -178,12 +183,8 @@ class Vault(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
-        read: _Read
-        if len(wanted) == 1:
-            read = {names[0]: await self._call(lambda: self._backend.get(names[0]))}
-        else:
-            some = await self._call(lambda: self._backend.get_many(wanted))
-            read = {name: some.get(name) for name in wanted}
+        some = await self._get_many(wanted)
+        read: _Read = {name: some.get(name) for name in wanted}
         if self._limits.part is not None:
             self._note(names, read)
         found = None
@@ -223,11 +224,16 @@ class Vault(Generic[V]):
             bound = unpack_epochs(opened.labels)
             unread = _unread(ring, bound, read)
             if unread:
-                _add(read, unread, await self._call(lambda: self._backend.get_many(unread)))
+                _add(read, unread, await self._get_many(unread))
             if _changed(ring, bound, read):
                 return None
             tags = tuple(bound)
         return Found(name, opened, value, tags)
+
+    async def _get_many(self, names: Sequence[str]) -> Mapping[str, Entry]:
+        if self._gathered is not None:
+            return await self._gathered.get_many(names)
+        return await self._call(lambda: self._backend.get_many(names))
 
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
@@ -286,7 +292,7 @@ class Vault(Generic[V]):
         """
         limits = self._limits
         if limits.fits(names[0], sealed):
-            return await self._call(lambda: self._replace(names, sealed, ttl), _STORE_FACTOR)
+            return await self._replace(names, sealed, ttl)
         try:
             manifest, parts = await self._offload(len(sealed), lambda: cut(names[0], sealed, limits))
         except EntryTooLargeError:
@@ -304,17 +310,22 @@ class Vault(Generic[V]):
                     await self.delete(name)
             raise
         self._seen.pop(names[0], None)  # that was long ago
-        return evicted + await self._call(lambda: self._replace(names, stand_in, ttl), _STORE_FACTOR)
+        return evicted + await self._replace(names, stand_in, ttl)
 
     async def _replace(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
         evicted, refused = 0, None
-        outdated = await self._parts_of(names)
+        outdated = list(names[1:])
+        if self._limits.part is not None:
+            outdated += await self._call(lambda: self._parts_of(names), _STORE_FACTOR)
         try:
-            evicted = await self._backend.set(names[0], sealed, ttl=ttl)
+            if self._gathered is not None:
+                evicted = await self._gathered.set(names[0], sealed, ttl=ttl)
+            else:
+                evicted = await self._call(lambda: self._backend.set(names[0], sealed, ttl=ttl), _STORE_FACTOR)
         except EntryTooLargeError as error:
             refused = error
-        for name in (*names[1:], *outdated):
-            await self._backend.delete(name)
+        for name in outdated:
+            await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)  # noqa: B023 - awaited here
         if refused is not None:
             raise refused
         return evicted
