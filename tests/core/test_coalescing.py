@@ -194,6 +194,9 @@ def test_two_event_loops_do_not_mix() -> None:
     shelf_calls: List[int] = []
 
     class Threaded(Shelf):
+        def __init__(self) -> None:
+            self.calls = []  # no gate, which would belong to one loop
+
         async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
             shelf_calls.append(threading.get_ident())
             await asyncio.sleep(0)
