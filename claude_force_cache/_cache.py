@@ -362,7 +362,9 @@ class Cache(Generic[V]):
             await self.open()
         life, stay = self._lasting(self._clock(), self._life(ttl), 0.0)
         bond = _Bond(check_tags(tags) if tags else (), {}, self._invalidations)
-        return await self._store(self._vault.names(key), value, life, stay, bond)
+        names = self._vault.names(key)
+        self._vault.overlook(names)
+        return await self._store(names, value, life, stay, bond)
 
     async def get_or_compute(
         self,
@@ -485,7 +487,9 @@ class Cache(Generic[V]):
         found: Optional[Epochs] = {}
         entry: Optional[CacheEntry[V]] = None
         async with AsyncExitStack() as held:
-            if looks:
+            if not looks:
+                self._vault.overlook(names)
+            else:
                 entry, found = await self._read(names, work.tags, demand)
                 if found is not None and self._leases is not None and not self._serves(entry, demand):
                     entry, found, lease = await self._take_turn(self._leases, names, work, demand)

@@ -235,6 +235,11 @@ class Vault(Generic[V]):
             return await self._gathered.get_many(names)
         return await self._call(lambda: self._backend.get_many(names))
 
+    def overlook(self, names: Iterable[str]) -> None:
+        """Forget what was seen under the names: the next store looks what it replaces."""
+        for name in names:
+            self._seen.pop(name, None)
+
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
 
@@ -309,7 +314,7 @@ class Vault(Generic[V]):
                 for name in names:
                     await self.delete(name)
             raise
-        self._seen.pop(names[0], None)  # that was long ago
+        self.overlook(names)  # what was seen was seen long ago
         return evicted + await self._replace(names, stand_in, ttl)
 
     async def _replace(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
@@ -338,7 +343,7 @@ class Vault(Generic[V]):
         return await self._call(lambda: self._delete(name), _STORE_FACTOR)
 
     async def _delete(self, name: str) -> bool:
-        self._seen.pop(name, None)
+        self.overlook([name])
         parts = await self._parts_of([name])
         deleted = await self._backend.delete(name)
         for part in parts:
@@ -409,7 +414,7 @@ class Vault(Generic[V]):
         return limits
 
     def _note(self, names: Sequence[str], read: _Read) -> None:
-        """Remember what a look-up saw, so that a store need not look what it replaces."""
+        """Remember what a look-up saw, so that the store that follows it need not look what it replaces."""
         if len(self._seen) + len(names) > _MOST_SEEN:
             self._seen.clear()
         for name in names:
