@@ -37,7 +37,6 @@ from ._cache_failures import CacheFailures
 from ._calls import Caller
 from ._client import Clients, make_client
 from ._context import Context, check_context
-from ._definitions import Definitions, LoadedDefinition
 from ._errors import (
     ConfigError,
     DeadlineExceededError,
@@ -52,43 +51,27 @@ from ._execution import Execution
 from ._explain import Explanation, explain
 from ._families import Families, FamilyLimit
 from ._freshness import Freshness
-from ._labels import agent_tags, check_tags, invalidation_tags, tenant_tag, workflow_tag
+from ._labels import check_tags, invalidation_tags, tenant_tag, workflow_tag
 from ._ledger import Ledger
 from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
-from ._request import Request, RequestTemplate, blind, custom_headers
+from ._request import Request, blind
 from ._result import AgentResult, Totals
-from ._settings import DEFAULT_MODEL, CacheArgument, Settings, check_deadline
+from ._settings import CacheArgument, Settings, check_deadline
 from ._streaming import as_completed
 from ._suspicion import examine
+from ._templates import Templates
 from ._tracking import Record, Tracker
-from ._validation import check_max_tokens, check_model, check_task, check_temperature, check_whole
+from ._validation import check_task, check_whole
 
 __all__ = ["AgentTask", "AsyncAgentOrchestrator", "CacheMode"]
 
 AgentTask = Tuple[str, str]
 """The name of an agent, and the task for it."""
 
-_MOST_TEMPLATES = 1024
 _IN_FLIGHT_FACTOR = 4
 _logger = logging.getLogger("claude_force_orchestrator")
-
-
-class _Template:
-    """A request template with what an execution needs to know besides."""
-
-    __slots__ = ("cacheable", "fetch", "freshness", "loaded", "request", "tags")
-
-    def __init__(
-        self, request: RequestTemplate, loaded: LoadedDefinition, *, cacheable: bool, freshness: Freshness, tenant: str
-    ) -> None:
-        self.request = request
-        self.loaded = loaded
-        self.cacheable = cacheable
-        self.freshness = freshness
-        self.fetch = freshness.fetch()
-        self.tags = (*agent_tags(request.agent_name, loaded.definition, request.model), tenant_tag(tenant))
 
 
 class AsyncAgentOrchestrator:
@@ -171,8 +154,7 @@ class AsyncAgentOrchestrator:
         self._random = random.Random()  # noqa: S311 - which variant is no secret
         self._prices = PriceList.load()
         self._ledger = Ledger()
-        self._definitions = Definitions(self.project)
-        self._templates: Dict[object, _Template] = {}
+        self._templates = Templates(settings, self._tenant)
         self._clients = Clients(lambda: make_client(settings.api_key, settings.base_url))
         self._events = orchestrator_listeners()
         self._families = Families(settings.max_concurrent, self._events.emit)
@@ -388,7 +370,7 @@ class AsyncAgentOrchestrator:
         freshness: Optional[Freshness],
         tags: Iterable[str],
     ) -> AgentResult:
-        template = await self._template(agent_name, model, max_tokens, temperature)
+        template = await self._templates.get(agent_name, model, max_tokens, temperature)
         execution.model = template.request.model
         check_task(execution.task)
         if mode is not None and mode not in CACHE_MODES:
@@ -441,57 +423,6 @@ class AsyncAgentOrchestrator:
             if entry is not None:
                 return entry
         return None
-
-    async def _template(
-        self, agent_name: str, model: Optional[str], max_tokens: int, temperature: Optional[float]
-    ) -> _Template:
-        """Return the template for these arguments; see :meth:`_resolve`."""
-        try:
-            template = self._templates.get((agent_name, model, max_tokens, temperature))
-        except TypeError:
-            template = None  # an argument that cannot be hashed; the checks say which
-        if template is None or time.monotonic() >= template.loaded.fresh_until:
-            template = await self._resolve(agent_name, model, max_tokens, temperature)
-        return template
-
-    async def _resolve(
-        self, agent_name: str, model: Optional[str], max_tokens: int, temperature: Optional[float]
-    ) -> _Template:
-        """Return the template for these arguments, its definition as fresh as it must be.
-
-        :raises InvalidTaskError: if one of them cannot be used.
-        :raises UnknownAgentError: if there is no such agent.
-        :raises ProjectError: if the agent's files cannot be used.
-        """
-        agent = self.project.agent(agent_name)
-        resolved = check_model(model if model is not None else agent.model or DEFAULT_MODEL)
-        check_max_tokens(max_tokens)
-        checked_temperature = check_temperature(temperature)
-        loaded = await self._definitions.get(agent_name)
-        key = (agent_name, model, max_tokens, temperature)
-        template = self._templates.get(key)
-        if template is None or template.loaded is not loaded:
-            cache = self._usable_cache()
-            request = RequestTemplate(
-                agent_name,
-                self.settings.base_url,
-                resolved,
-                max_tokens,
-                checked_temperature,
-                loaded.definition,
-                custom_headers(os.environ),
-            )
-            template = _Template(
-                request,
-                loaded,
-                cacheable=agent_name not in self.settings.exclude_agents,
-                freshness=agent.freshness.over(self.settings.freshness),
-                tenant="" if cache is None else cache.settings.tenant,
-            )
-            if len(self._templates) >= _MOST_TEMPLATES:
-                self._templates.clear()
-            self._templates[key] = template
-        return template
 
     async def _ask(self, request: Request, execution: Execution, cache: Optional[Cache[Answer]]) -> Answer:
         """Return the API's answer, paid for.
@@ -559,6 +490,10 @@ class AsyncAgentOrchestrator:
             self._cache = self._make_cache()
         return self._cache
 
+    def _tenant(self) -> str:
+        cache = self._usable_cache()
+        return "" if cache is None else cache.settings.tenant
+
     def _record(self, execution: Execution, result: AgentResult, error_type: Optional[str]) -> None:
         if self._tracker is not None:
             self._tracker.record(Record(self._clock(), execution.task, result, error_type))
@@ -616,7 +551,7 @@ class AsyncAgentOrchestrator:
         :raises OrchestratorError: if an argument or the agent cannot be used.
         :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured.
         """
-        template = await self._template(agent_name, model, max_tokens, temperature)
+        template = await self._templates.get(agent_name, model, max_tokens, temperature)
         check_task(task)
         asked = Freshness.of_call(
             max_age_hours=max_age_hours, stale_while_revalidate_hours=stale_while_revalidate_hours, variants=variants

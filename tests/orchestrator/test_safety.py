@@ -84,7 +84,7 @@ def test_the_system_prompt_explains_data_only_where_there_is_some(run: Any, api:
 
 def test_the_key_covers_what_is_sent_and_nothing_else(run: Any, api: Any) -> None:
     async def ask(it: AsyncAgentOrchestrator) -> None:
-        template = (await it._template("doc_writer", None, 4096, None)).request
+        template = (await it._templates.get("doc_writer", None, 4096, None)).request
         for context in ((), (Context("memory", "y"),)):
             await it.execute_agent("doc_writer", "x", context=context)
             body = api.requests[-1]["body"]
@@ -177,7 +177,7 @@ def test_what_another_program_stored_is_examined_by_whoever_reads_it(make: Any, 
             (stored,) = [stored async for stored in cache.scan() if isinstance(stored.value, Answer)]
             explained = await it.explain("code-reviewer", _ATTACK)
             assert explained.key == stored.key
-            template = await it._template("code-reviewer", None, 4096, None)
+            template = await it._templates.get("code-reviewer", None, 4096, None)
             await cache.set(Request(template.request, _ATTACK).key, replace(stored.value, agent_name="", suspicions=()))
             result = await it.execute_agent("code-reviewer", _ATTACK)
             assert result.metadata.cached
