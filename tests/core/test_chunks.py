@@ -320,6 +320,19 @@ def test_of_several_writers_one_wins_and_its_value_is_whole(store_url: str) -> N
     run(store_url, test, given=[{}] * 3)
 
 
+def test_a_long_value_that_was_stored_while_another_was_made_goes_with_its_parts(store_url: str) -> None:
+    async def test(cache: Cache[bytes], other: Cache[bytes]) -> None:
+        async def compute() -> bytes:
+            await other.set("key", noise(5 * LONGEST))
+            return noise(3 * LONGEST)
+
+        assert await cache.get_or_compute("key", compute) == noise(3 * LONGEST)
+        assert await other.get("key") == noise(3 * LONGEST)
+        assert len(await lying(cache)) == 1 + 4
+
+    run(store_url, test, given=TWO)
+
+
 def test_what_a_writer_that_died_left_is_found_and_removed(store_url: str) -> None:
     async def test(cache: Cache[bytes]) -> None:
         await cache.set("kept", noise(3 * LONGEST))
