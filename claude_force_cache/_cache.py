@@ -46,7 +46,7 @@ from ._secrets import Secrets
 from ._settings import CacheSettings
 from ._tags import Epochs, check_tags
 from ._threads import Workers
-from ._tier import Tier
+from ._tier import Tier, TierEntry
 from ._vault import OFFLOAD_FROM, Vault
 
 __all__ = ["Cache"]
@@ -60,6 +60,8 @@ _LONGEST_LIFE = 1000 * 365 * 86400.0
 """Seconds beyond which a ``ttl`` is no longer taken at its word: a thousand years, so that dates stay dates."""
 
 _SCAN_BATCH = 64
+
+_UNCHANGEABLE = frozenset((str, bytes, int, float, bool, type(None)))
 
 _NO_LEASE = (BackendUnavailableError, BackendClosedError, EntryTooLargeError)
 """Why there may be no lease: then the value is made without one, like what a closing cache still has to make."""
@@ -317,7 +319,16 @@ class Cache(Generic[V]):
 
         :raises InvalidKeyError: if the key cannot be encoded.
         """
-        entry = await self.get_entry(key)
+        if not self._opened:
+            await self.open()
+        names = self._vault.names(key)
+        if not self._events:  # a hit in the tier that nobody wants to hear of needs no entry around it
+            found = self._in_tier(names)
+            if found is not None:
+                self._counts["tier_hits"] += 1
+                self._counts["hits"] += 1
+                return self._own(found)
+        entry = await self._get_entry(names, _ANY)
         return MISSING if entry is None else entry.value
 
     async def get_entry(
@@ -337,7 +348,9 @@ class Cache(Generic[V]):
         if not self._opened:
             await self.open()
         demand = _ANY if max_age is None and usable_if is None else _demand(max_age, usable_if=usable_if)
-        names = self._vault.names(key)
+        return await self._get_entry(self._vault.names(key), demand)
+
+    async def _get_entry(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
         entry = self._from_tier(names, demand)
         if entry is None:
             entry, _ = await self._read(names, (), demand)
@@ -847,26 +860,39 @@ class Cache(Generic[V]):
         kept = life + keep if longest is None else min(life + keep, longest)
         return Life(now, now + life, now + kept), kept
 
-    def _from_tier(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
+    def _in_tier(self, names: Sequence[str]) -> Optional[TierEntry]:
         if self._tier is None:
             return None
         now = self._clock()
         for name in names:
             found = self._tier.get(name, now)
             if found is not None:
-                break
-        else:
+                return found
+        return None
+
+    def _own(self, found: TierEntry) -> V:
+        """Return the value of an entry of the tier, as one that the caller may change if it can be changed."""
+        value: V = self._codec.decode(found.value) if found.encoded else found.value
+        return value
+
+    def _from_tier(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
+        found = self._in_tier(names)
+        if found is None:
             return None
-        age = max(0.0, now - found.created_at)
-        value = found.value if self._codec.immutable else self._codec.decode(found.value)
+        age = max(0.0, self._clock() - found.created_at)
+        value = self._own(found)
         if demand is not _ANY and ((demand.max_age is not None and age >= demand.max_age) or not demand.usable(value)):
             return None
         self._counts["tier_hits"] += 1
-        return CacheEntry(value, name, found.created_at, found.expires_at, age, cached=True, tier=True)
+        return CacheEntry(value, found.name, found.created_at, found.expires_at, age, cached=True, tier=True)
+
+    def _unchangeable(self, value: V) -> bool:
+        """Return whether callers may share a value, since none of them can change it."""
+        return self._codec.immutable or type(value) in _UNCHANGEABLE
 
     def _shared(self, value: V) -> Optional[bytes]:
         """Return what each caller but one decodes to have a value of its own; None where all may have the same."""
-        if self._codec.immutable:
+        if self._unchangeable(value):
             return None
         try:
             return self._codec.encode(value)
@@ -877,10 +903,12 @@ class Cache(Generic[V]):
         """Put a value into the tier: itself if it cannot be changed, else its encoding, if that is decoded quickly."""
         if self._tier is None:
             return
-        if self._codec.immutable or len(data) < OFFLOAD_FROM:
+        encoded = not self._unchangeable(value)
+        if not encoded or len(data) < OFFLOAD_FROM:
             self._tier.put(
                 name,
-                value if self._codec.immutable else data,
+                data if encoded else value,
+                encoded=encoded,
                 length=len(data),
                 created_at=life.created_at,
                 expires_at=life.expires_at,

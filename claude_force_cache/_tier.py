@@ -13,9 +13,15 @@ _OVERHEAD = 256
 
 
 class TierEntry(NamedTuple):
-    """A value in the tier. Times are seconds since the epoch; ``size`` is what it is charged, in bytes."""
+    """A value in the tier. Times are seconds since the epoch; ``size`` is what it is charged, in bytes.
 
+    :param name: the stored key.
+    :param encoded: whether ``value`` is the value's encoding, which each reader decodes to have one of its own.
+    """
+
+    name: str
     value: Any
+    encoded: bool
     created_at: float
     expires_at: Optional[float]
     kept_at: float
@@ -67,6 +73,7 @@ class Tier:
         key: str,
         value: Any,
         *,
+        encoded: bool,
         length: int,
         created_at: float,
         expires_at: Optional[float],
@@ -87,7 +94,7 @@ class Tier:
             self._remove(key)
             if size > self._max_bytes:
                 return
-            self._entries[key] = TierEntry(value, created_at, expires_at, now, size)
+            self._entries[key] = TierEntry(key, value, encoded, created_at, expires_at, now, size)
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._remove(next(iter(self._entries)))

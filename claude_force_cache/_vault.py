@@ -59,6 +59,8 @@ _Read = Dict[str, Optional[Entry]]
 
 _TAG_SUFFIX = ".tag"
 _MOST_TAG_NAMES = 4096
+_MOST_KNOWN_NAMES = 4096
+_LONGEST_KNOWN_KEY = 256
 
 _LOOKS = 3
 """How often a value in parts is looked at that somebody replaces meanwhile, before it counts as a miss."""
@@ -151,6 +153,7 @@ class Vault(Generic[V]):
         self._discarded = discarded
         self._clock = clock
         self._rings: List[_Ring] = []
+        self._names: Dict[str, Tuple[str, ...]] = {}
         # A store in this very process has nothing that a single journey would save.
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
@@ -163,13 +166,21 @@ class Vault(Generic[V]):
         """Take the secrets; nothing else works before."""
         self._rings = [_Ring(secret, self._settings, self._codec.schema) for secret in secrets.values]
 
-    def names(self, key: KeyPart) -> List[str]:
+    def names(self, key: KeyPart) -> Tuple[str, ...]:
         """Return what ``key`` is stored under: one name for each secret, the current one first.
 
         :raises InvalidKeyError: if the key cannot be encoded.
         """
-        encoded = encode_key(key)
-        return [ring.name(encoded) for ring in self._rings]
+        # Only for text: other keys can be equal and yet be told apart by their encoding, as 1 and True are.
+        known = self._names.get(key) if type(key) is str else None
+        if known is None:
+            encoded = encode_key(key)
+            known = tuple([ring.name(encoded) for ring in self._rings])
+            if type(key) is str and len(key) <= _LONGEST_KNOWN_KEY:
+                if len(self._names) >= _MOST_KNOWN_NAMES:
+                    self._names.clear()
+                self._names[key] = known
+        return known
 
     def stamp(self, data: bytes) -> bytes:
         """Return 16 bytes that only an owner of the current secret can make for ``data``."""
