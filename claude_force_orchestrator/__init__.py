@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         SpendLimitError,
         SuspiciousTaskError,
         UnknownAgentError,
+        WorkflowError,
     )
     from ._events import OrchestratorEvents
     from ._explain import Explanation, NearestEntry
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from ._settings import DEFAULT_BASE_URL, DEFAULT_MODEL, Setting, Settings
     from ._suspicion import SUSPICIONS
     from ._validation import MAX_TASK_CHARACTERS
+    from ._workflow import Step, Workflow
+    from ._workflow_run import StepResult, StepState, WorkflowResult
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -106,11 +109,17 @@ __all__ = [
     "Setting",
     "Settings",
     "SpendLimitError",
+    "Step",
+    "StepResult",
+    "StepState",
     "SuspicionPolicy",
     "SuspiciousTaskError",
     "Tariff",
     "Totals",
     "UnknownAgentError",
+    "Workflow",
+    "WorkflowError",
+    "WorkflowResult",
     "cached",
     "model_family",
 ]
@@ -129,6 +138,8 @@ _MODULES = (
     "_answer",
     "_prices",
     "_project",
+    "_workflow",
+    "_workflow_run",
     "_settings",
     "_events",
     "_families",

@@ -4,7 +4,8 @@
 
     OrchestratorError
     |-- ConfigError (also a ValueError)       arguments or environment that cannot be used; raised by the constructor
-    |   `-- ProjectError                      claude.json, or a file that it names, cannot be used
+    |   |-- ProjectError                      claude.json, or a file that it names, cannot be used
+    |   `-- WorkflowError                     there is no such workflow, or it cannot be run as it is defined
     |-- InvalidTaskError (also a ValueError)  an argument of one execution cannot be used
     |-- UnknownAgentError (also a LookupError)
     |-- DeadlineExceededError (also a TimeoutError)  no result within ``deadline_seconds``
@@ -63,6 +64,7 @@ __all__ = [
     "SpendLimitError",
     "SuspiciousTaskError",
     "UnknownAgentError",
+    "WorkflowError",
 ]
 
 
@@ -76,6 +78,10 @@ class ConfigError(OrchestratorError, ValueError):
 
 class ProjectError(ConfigError):
     """Raised when claude.json, or a file that it names, is missing, malformed or outside the project."""
+
+
+class WorkflowError(ConfigError):
+    """Raised when there is no such workflow, or it cannot be run as it is defined. Nothing was sent."""
 
 
 class InvalidTaskError(OrchestratorError, ValueError):

@@ -64,6 +64,8 @@ from ._suspicion import examine
 from ._templates import Templates
 from ._tracking import Record, Tracker
 from ._validation import check_task, check_whole
+from ._workflow import Step, Workflow
+from ._workflow_run import StepResult, WorkflowResult, run_steps
 
 __all__ = ["AgentTask", "AsyncAgentOrchestrator", "CacheMode"]
 
@@ -624,6 +626,55 @@ class AsyncAgentOrchestrator:
         finally:
             await stream.aclose()
 
+    async def run_workflow(
+        self,
+        workflow: Union[str, Workflow],
+        task: str,
+        model: Optional[str] = None,
+        *,
+        on_step: Optional[Callable[[StepResult], None]] = None,
+        **options: Unpack[ExecutionOptions],
+    ) -> WorkflowResult:
+        """Return what became of the steps of a workflow, each of which is an execution like any other.
+
+        A step starts as soon as what it needs has ended; what does not wait for each other runs at the same time. It
+        is given the outputs of its inputs as context. A step that fails fails no other one: those that need it are
+        skipped, the others go on. Failures are results, also with ``raise_errors``.
+
+        Nothing is stored besides the answers. So a run that is repeated asks only what is not in the cache: after a
+        failure the step that failed and those after it, after an edit of an agent or a template that step, and
+        those whose inputs came out otherwise.
+
+        :param workflow: the name of a workflow of the project, or a definition that :meth:`Workflow.parse` has read.
+        :param task: the workflow's task.
+        :param model: for the steps that name none; by default their agents' own.
+        :param on_step: called in the event loop when a step begins to run and when it has ended. It must not block;
+            what it raises ends the run.
+        :raises WorkflowError: if there is no such workflow, or it cannot be run as it is defined.
+        :raises InvalidTaskError: if the task cannot be used.
+        :raises claude_force_cache.ConfigurationError: if the cache cannot be opened as it is configured.
+
+        The other arguments are those of :meth:`execute_agent`, for every step; ``context`` comes before the outputs.
+        What a step's definition says goes before them.
+        """
+        if isinstance(workflow, Workflow):
+            workflow.check_agents(self.project)
+        else:
+            workflow = Workflow.of_project(self.project, workflow)
+        check_task(task)
+        given = check_context(options.get("context", ()))
+        name = options.get("workflow_name") or workflow.name
+
+        def execute(number: int, step: Step, text: str, outputs: Tuple[Context, ...]) -> Awaitable[AgentResult]:
+            own: ExecutionOptions = {**options, "context": (*given, *outputs), "workflow_name": name}
+            if step.max_tokens is not None:
+                own["max_tokens"] = step.max_tokens
+            if step.temperature is not None:
+                own["temperature"] = step.temperature
+            return self._execute(step.agent, text, model=step.model or model, workflow_position=number, **own)
+
+        return await run_steps(workflow, task, execute, on_step or _ignore)
+
     async def _execute_pair(self, pair: object, model: Optional[str], options: ExecutionOptions) -> AgentResult:
         # Something that is no pair is one failed result like any other; None is no task.
         agent_name, task = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
@@ -640,6 +691,10 @@ def _internal_error(defect: Exception) -> InternalError:
     error = InternalError(f"a defect of the orchestrator, {type(defect).__name__}; its traceback is in the log")
     error.__cause__ = defect
     return error
+
+
+def _ignore(_: StepResult) -> None:
+    pass
 
 
 def _is_storable(answer: Answer) -> bool:

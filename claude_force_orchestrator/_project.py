@@ -67,15 +67,27 @@ class Project:
     :ivar root: what agent files must lie in: the parent of ``folder`` if that is called ``.claude``, else ``folder``.
     :ivar agents: the agents by name, in the file's order.
     :ivar cache: the section ``cache``, or an empty mapping.
+    :ivar memory: the section ``memory``, or an empty mapping.
+    :ivar workflows: the definitions of workflows by name, as they stand in the file; see :class:`Workflow`.
     """
 
-    def __init__(self, path: Path, agents: Mapping[str, AgentEntry], cache: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        agents: Mapping[str, AgentEntry],
+        cache: Mapping[str, Any],
+        *,
+        memory: Mapping[str, Any] = MappingProxyType({}),
+        workflows: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         # Not resolve(): it would follow a symbolic link to claude.json away from the folder that it stands in.
         self.folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - see above
         self.root = self.folder.parent if self.folder.name == ".claude" else self.folder
         self.agents = MappingProxyType(dict(agents))
         self.cache = MappingProxyType(dict(cache))
+        self.memory = MappingProxyType(dict(memory))
+        self.workflows = MappingProxyType(dict(workflows))
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> Project:
@@ -90,10 +102,13 @@ class Project:
         listed = table.get("agents")
         if not isinstance(listed, dict):
             raise ProjectError(f"{path}: 'agents' must be an object of agents by name, not {kind_of(listed)}")
-        cache = table.get("cache")
-        if cache is not None and not isinstance(cache, dict):
-            raise ProjectError(f"{path}: 'cache' must be an object, not {kind_of(cache)}")
-        return cls(path, {name: _read_entry(path, name, entry) for name, entry in listed.items()}, cache or {})
+        sections: Dict[str, Dict[str, Any]] = {}
+        for name in ("cache", "memory", "workflows"):
+            section = table.get(name)
+            if section is not None and not isinstance(section, dict):
+                raise ProjectError(f"{path}: {name!r} must be an object, not {kind_of(section)}")
+            sections[name] = section or {}
+        return cls(path, {name: _read_entry(path, name, entry) for name, entry in listed.items()}, **sections)
 
     def agent(self, name: str) -> AgentEntry:
         """Return the agent's entry.

@@ -243,6 +243,7 @@ class Feed(Reply):
 class ScriptedAPI:
     """A Messages API that replies to a task what ``to`` has for it, else what is next in ``script``, else ``default``.
 
+    ``answers`` comes before all of them, where a test sets it: it is given the body, and returns a text or a reply.
     ``reply``, ``message`` and ``failure`` make what a script consists of.
 
     :ivar requests: what came, in order: ``body``, ``headers`` (names in lower case), ``time``.
@@ -257,6 +258,7 @@ class ScriptedAPI:
 
     def __init__(self) -> None:
         self.to: Dict[str, Reply] = {}
+        self.answers: Optional[Callable[[Dict[str, Any]], Any]] = None
         self.script: Deque[Reply] = deque()
         self.default = Reply()
         self.requests: List[Dict[str, Any]] = []
@@ -306,9 +308,12 @@ class ScriptedAPI:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        said = None if self.answers is None else self.answers(body)
         with self._lock:
             content = body["messages"][0]["content"]
             reply = self.to.get(content) if isinstance(content, str) else None
+            if said is not None:
+                reply = Reply(message(said)) if isinstance(said, str) else said
             if reply is None:
                 reply = self.script.popleft() if self.script else self.default
             headers = {name.lower(): value for name, value in handler.headers.items()}
