@@ -25,7 +25,9 @@ class TierMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from("abcd"), length=st.integers(0, 120), life=st.none() | st.integers(1, 8))
     def put(self, key: str, length: int, life: int) -> None:
         expires_at = None if life is None else self.now + life
-        self.tier.put(key, length, length=length, created_at=self.now, expires_at=expires_at, now=self.now)
+        self.tier.put(
+            key, length, encoded=False, length=length, created_at=self.now, expires_at=expires_at, now=self.now
+        )
         self.remove(key)
         size = 1 + length + _OVERHEAD
         if size <= LIMIT:
@@ -73,6 +75,6 @@ TestTier.settings = settings(max_examples=100, stateful_step_count=30, deadline=
 
 def test_a_clock_that_steps_back_makes_no_entry_fresh_for_longer() -> None:
     tier = Tier(LIMIT, MAX_AGE)
-    tier.put("a", "value", length=1, created_at=1000.0, expires_at=None, now=1000.0)
+    tier.put("a", "value", encoded=False, length=1, created_at=1000.0, expires_at=None, now=1000.0)
     assert tier.get("a", 900.0) is None
     assert tier.get("a", 1000.0) is None
