@@ -11,6 +11,7 @@ from ._cache import Cache
 from ._capabilities import Capabilities
 from ._codecs import Codec, JSONCodec
 from ._errors import IncompatibleBackendError, InvalidOptionError, InvalidURLError
+from ._hidden import HiddenTable, hide
 from ._plugins import load_backend, require_client
 from ._secrets import Secrets
 from ._settings import (
@@ -125,6 +126,7 @@ def resolve_source(
 
     :returns: the origin is ``argument``, ``CLAUDE_CACHE_URL`` or ``default``.
     """
+    environ = hide(environ)
     if source is not None:
         return source, "argument"
     if environ.get(URL_VARIABLE):
@@ -179,15 +181,18 @@ def open_cache(
     :param options: any of :data:`CORE_OPTIONS` and of the backend's options; they override the source's.
     :raises ConfigurationError: of the kind that tells what is wrong; see the tree of errors.
     """
+    # The names that a traceback with local variables shows are bound to what does not show itself.
+    source, options, secrets = hide(source), HiddenTable(options), hide(secrets)
     arguments: Dict[str, Any] = {
         "codec": JSONCodec() if codec is None else codec,
         "secrets": Secrets.given(secrets) if secrets is not None else Secrets.from_environment(os.environ),
         **({} if clock is None else {"clock": clock}),
     }
-    chosen_options = {name: value for name, value in options.items() if value is not None}
+    chosen_options = HiddenTable({name: value for name, value in options.items() if value is not None})
     if isinstance(source, (Backend, SyncBackend)):
         return _on_backend(source, chosen_options, arguments)
-    chosen, _ = resolve_source(source, default)
+    chosen, _ = resolve_source(source, hide(default))
+    chosen = hide(chosen)
     url, given = _read_source(chosen)
     given.update(chosen_options)
 
@@ -198,6 +203,7 @@ def open_cache(
         raise IncompatibleBackendError(
             f"backend {url.scheme!r} has an option {taken[0]!r}, which every cache has already: upgrade the backend"
         )
+    given = HiddenTable(given)
     everything = convert_options([*CORE_OPTIONS, *plugin.options], given, owner=f"backend {url.scheme!r}")
     require_client(url.scheme, plugin)
 
@@ -243,7 +249,7 @@ def _driven(backend: Union[Backend, SyncBackend]) -> Backend:
 def _read_source(source: Union[str, Mapping[str, object]]) -> Tuple[BackendURL, Dict[str, object]]:
     if isinstance(source, str):
         url, query = BackendURL.parse(source)
-        return url, dict(query)
+        return url, HiddenTable(query)
     if not isinstance(source, Mapping):
         raise InvalidURLError(f"a cache is chosen by a URL or a table, not by a {type(source).__name__}")
     unknown = sorted(str(name) for name in source if name not in {"url", "backend", "options"})
@@ -256,7 +262,7 @@ def _read_source(source: Union[str, Mapping[str, object]]) -> Tuple[BackendURL, 
         raise InvalidURLError("a cache table needs either 'url' or 'backend'")
     if "url" in source:
         url, query = BackendURL.parse(source["url"])  # type: ignore[arg-type]  # checked there
-        return url, {**query, **options}
+        return url, HiddenTable({**query, **options})
     name = source["backend"]
     if not isinstance(name, str):
         raise InvalidURLError("the entry 'backend' of a cache table must be a backend's name")

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ._capabilities import Capabilities
 from ._errors import SecretError
+from ._hidden import hide
 from ._keys import encode_key
 
 __all__ = ["SECRET_VARIABLE", "Keys", "Secrets", "derive_keys"]
@@ -47,12 +48,11 @@ class Secrets:
 
         :raises SecretError: if there is none, or one has fewer than 16 bytes.
         """
-        if isinstance(values, (str, bytes)):
-            values = [values]
+        values = hide([values] if isinstance(values, (str, bytes)) else values)
         encoded = []
         for value in values:
             try:
-                secret = value.encode() if isinstance(value, str) else bytes(value)
+                secret = hide(value.encode() if isinstance(value, str) else bytes(value))
             except UnicodeEncodeError:
                 raise SecretError(f"a secret from {origin} is not valid UTF-8: use printable characters") from None
             if len(secret) < MINIMUM_LENGTH:
@@ -71,8 +71,9 @@ class Secrets:
 
         :raises SecretError: if one has fewer than 16 bytes, or only previous ones are set.
         """
-        current = environ.get(SECRET_VARIABLE, "")
-        previous = [text.strip() for text in environ.get(PREVIOUS_VARIABLE, "").split(",") if text.strip()]
+        environ = hide(environ)
+        current = hide(environ.get(SECRET_VARIABLE, ""))
+        previous = [hide(text.strip()) for text in environ.get(PREVIOUS_VARIABLE, "").split(",") if text.strip()]
         if not current:
             if previous:
                 raise SecretError(f"{PREVIOUS_VARIABLE} is set and {SECRET_VARIABLE} is not: set both")
@@ -85,6 +86,7 @@ class Secrets:
 
         :raises SecretError: if other machines share the store, or the file cannot be made or is not safe.
         """
+        environ = hide(environ)
         found = cls.from_environment(environ)
         if found is not None:
             return found
@@ -94,7 +96,7 @@ class Secrets:
                 f"set {SECRET_VARIABLE} to the same random text of 16 or more characters on each"
             )
         if not capabilities.persistent and not capabilities.shared_between_processes:
-            return cls((random_secrets.token_bytes(32),), "this process only")
+            return cls((hide(random_secrets.token_bytes(32)),), "this process only")
         path = secret_path(environ)
         return cls((_read_or_make(path),), str(path))
 
@@ -114,7 +116,8 @@ def _read_or_make(path: Path) -> bytes:
         try:
             return _read(path)
         except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(path.parent)
+            _check_folder(path.parent)
             draft = path.with_name(f"{_FILE_NAME}.{random_secrets.token_hex(8)}")
             descriptor = os.open(str(draft), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
@@ -135,6 +138,26 @@ def _read_or_make(path: Path) -> bytes:
         ) from error
 
 
+def _make_folder(folder: Path) -> None:
+    # pathlib makes the folders above with whatever the umask leaves, which may be everything.
+    for missing in reversed([above for above in folder.parents if not above.exists()]):
+        missing.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which others could put a secret that they know."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise SecretError(
+            f"the folder {folder} of the secret file belongs to another user: remove it, or set {SECRET_VARIABLE}"
+        )
+    if status.st_mode & 0o022:
+        raise SecretError(
+            f"the folder {folder} of the secret file can be changed by others: chmod go-w it, or set {SECRET_VARIABLE}"
+        )
+
+
 def _read(path: Path) -> bytes:
     # Not blocking: a pipe in its place would be waited for.
     descriptor = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -144,7 +167,8 @@ def _read(path: Path) -> bytes:
             raise SecretError(f"the secret file {path} is not a file of this user: remove it, or set {SECRET_VARIABLE}")
         if status.st_mode & 0o077:
             raise SecretError(f"the secret file {path} can be read by others: make a new one, and chmod 600 it")
-        secret = file.read(4096).strip()
+        _check_folder(path.parent)
+        secret = hide(file.read(4096).strip())
     if len(secret) < MINIMUM_LENGTH:
         raise SecretError(f"the secret file {path} has fewer than {MINIMUM_LENGTH} bytes: remove it to get a new one")
     return secret
@@ -168,6 +192,6 @@ def derive_keys(secret: bytes, *, algorithm: str, namespace: str, tenant: str) -
 
     def derive(purpose: str, length: int) -> bytes:
         info = b"claude-force-cache 1" + encode_key([purpose, algorithm, namespace, tenant])
-        return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret)
+        return hide(HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret))
 
-    return Keys(derive("key id", 8), derive("lookup", 32), derive("seal", 32))
+    return Keys(bytes(derive("key id", 8)), derive("lookup", 32), derive("seal", 32))

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ._backend import Clock
 from ._errors import InvalidOptionError, InvalidURLError
+from ._hidden import HiddenTable, hide
 
 __all__ = [
     "BackendSettings",
@@ -26,6 +27,9 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?\Z", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HOST = re.compile(r"[^\x00-\x20\x7f%,/:?#@\\\[\]]+\Z")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+\Z")
 _URL_PARTS = ("host", "port", "hosts", "path", "username", "password")
 
 
@@ -114,6 +118,8 @@ class Option:
         """
         if value is None:
             return self.default
+        if self.secret:
+            value = hide(value)
         if isinstance(value, bool):
             value = "true" if value else "false"
         elif isinstance(value, (int, float)):
@@ -130,14 +136,19 @@ class Option:
         try:
             result = self.parse(value)
         except ValueError as error:
-            raise InvalidOptionError(f"option {self.name!r} is {shown}: {error}") from None
+            # What a parser says may quote what it was given.
+            reason = "it cannot be read" if self.secret else error
+            raise InvalidOptionError(f"option {self.name!r} is {shown}: {reason}") from None
+        if _CONTROL.search(value):
+            # They have no meaning in any option, and one in protocols, logs and terminals.
+            raise InvalidOptionError(f"option {self.name!r} is {shown}: it contains a control character")
         if isinstance(result, float) and not math.isfinite(result):
             raise InvalidOptionError(f"option {self.name!r} is {shown}: expected a finite number")
         if self.minimum is not None and result < self.minimum:
             raise InvalidOptionError(f"option {self.name!r} is {shown}: expected at least {self.minimum:g}")
         if self.maximum is not None and result > self.maximum:
             raise InvalidOptionError(f"option {self.name!r} is {shown}: expected at most {self.maximum:,g}")
-        return result
+        return hide(result) if self.secret else result
 
 
 def convert_options(options: Sequence[Option], given: Mapping[str, object], *, owner: str) -> Dict[str, Any]:
@@ -146,6 +157,7 @@ def convert_options(options: Sequence[Option], given: Mapping[str, object], *, o
     :param owner: who the options belong to, for the message.
     :raises InvalidOptionError: if one is unknown (the message lists the known ones) or does not fit.
     """
+    given = HiddenTable(given)
     known = {option.name: option for option in options}
     unknown = sorted(name for name in given if name not in known)
     if unknown:
@@ -172,6 +184,10 @@ class BackendURL:
     username: Optional[str] = None
     password: Optional[str] = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.password is not None:
+            object.__setattr__(self, "password", hide(self.password))
+
     def __str__(self) -> str:
         login = ""
         if self.username is not None or self.password is not None:
@@ -190,37 +206,50 @@ class BackendURL:
         """
         if not isinstance(url, str):
             raise InvalidURLError(f"a cache URL is text, not a {type(url).__name__}")
+        url = hide(url)
         try:
-            _require_text(url)
-            # A control character would be dropped silently by urlsplit, and hides in a terminal.
-            if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in url):
-                raise ValueError("it contains a blank or a control character; encode it as %XX")
-            head, separator, _ = url.partition("://")
-            if not separator:
-                raise ValueError("expected NAME://..., for example memory:// or disk:///var/cache/answers")
-            if not _SCHEME.match(head):
-                raise ValueError("the part before :// must be a backend's name in lower case")
-            parts = urlsplit(url, allow_fragments=False)
-            query = _parse_query(parts.query)
-            names = [name for name, _ in query]
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise ValueError(f"option {repeated[0]!r} is given twice")
-            login, _, hostpart = parts.netloc.rpartition("@")
-            username, colon, password = login.partition(":")
-            return (
-                cls(
-                    scheme=head,
-                    hosts=_parse_hosts(hostpart),
-                    path=unquote(parts.path, errors="strict"),
-                    username=unquote(username, errors="strict") if username else None,
-                    password=unquote(password, errors="strict") if colon else None,
-                ),
-                dict(query),
-            )
+            return cls._parse(url)
         except ValueError as error:
             reason = "it is not valid UTF-8" if isinstance(error, UnicodeError) else str(error)
-            raise InvalidURLError(f"cache URL {_redacted(url)!r} is malformed: {reason}") from None
+        # Out here, the frames that took the URL apart are no part of the traceback.
+        raise InvalidURLError(f"cache URL {_redacted(url)!r} is malformed: {reason}")
+
+    @classmethod
+    def _parse(cls, url: str) -> Tuple[BackendURL, Dict[str, str]]:
+        """Return what :meth:`parse` does.
+
+        :raises ValueError: if it is malformed.
+        """
+        _require_text(url)
+        # A control character would be dropped silently by urlsplit, and hides in a terminal.
+        if any(ord(character) <= 0x20 or ord(character) == 0x7F for character in url):
+            raise ValueError("it contains a blank or a control character; encode it as %XX")
+        head, separator, _ = url.partition("://")
+        if not separator:
+            raise ValueError("expected NAME://..., for example memory:// or disk:///var/cache/answers")
+        if not _SCHEME.match(head):
+            raise ValueError("the part before :// must be a backend's name in lower case")
+        parts = urlsplit(url, allow_fragments=False)
+        query = _parse_query(parts.query)
+        names = [name for name, _ in query]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"option {repeated[0]!r} is given twice")
+        login, _, hostpart = parts.netloc.rpartition("@")
+        username, colon, password = login.partition(":")
+        path, username = unquote(parts.path, errors="strict"), unquote(username, errors="strict")
+        if _CONTROL.search(path + username):
+            raise ValueError("its path or its user's name contains a control character")
+        return (
+            cls(
+                scheme=head,
+                hosts=_parse_hosts(hostpart),
+                path=path,
+                username=username or None,
+                password=unquote(password, errors="strict") if colon else None,
+            ),
+            HiddenTable(dict(query)),
+        )
 
     @classmethod
     def from_options(cls, scheme: str, given: Mapping[str, object]) -> Tuple[BackendURL, Dict[str, object]]:
@@ -231,8 +260,9 @@ class BackendURL:
 
         :raises InvalidURLError: if one of them is not of its type.
         """
-        parts = {name: given[name] for name in _URL_PARTS if given.get(name) is not None}
-        rest = {name: value for name, value in given.items() if name not in _URL_PARTS}
+        given = HiddenTable(given)
+        parts = HiddenTable({name: given[name] for name in _URL_PARTS if given.get(name) is not None})
+        rest = HiddenTable({name: value for name, value in given.items() if name not in _URL_PARTS})
         for name in ("host", "path", "username", "password"):
             if name in parts and not isinstance(parts[name], str):
                 raise InvalidURLError(f"option {name!r} of backend {scheme!r} must be text")
@@ -240,6 +270,8 @@ class BackendURL:
                 _require_text(str(parts.get(name, "")))
             except UnicodeError:
                 raise InvalidURLError(f"option {name!r} of backend {scheme!r} is not valid UTF-8") from None
+            if name != "password" and _CONTROL.search(parts.get(name, "")):
+                raise InvalidURLError(f"option {name!r} of backend {scheme!r} contains a control character")
         port = parts.get("port")
         if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
             raise InvalidURLError(f"option 'port' of backend {scheme!r} must be a number from 1 to 65535")
@@ -255,7 +287,10 @@ class BackendURL:
             except ValueError as error:
                 raise InvalidURLError(f"option 'hosts' of backend {scheme!r}: {error}") from None
         elif "host" in parts or port is not None:
-            hosts = ((str(parts.get("host", "localhost")), port if isinstance(port, int) else None),)
+            host = str(parts.get("host", "localhost"))
+            if not (_HOST.match(host) or _IPV6.match(host)):
+                raise InvalidURLError(f"option 'host' of backend {scheme!r} must be a host's name or address")
+            hosts = ((host, port if isinstance(port, int) else None),)
         return (
             cls(
                 scheme=scheme,
@@ -297,18 +332,28 @@ def _parse_host(text: str) -> Tuple[str, Optional[int]]:
     port = int(match.group(3)) if match.group(3) else None
     if port is not None and not 0 < port < 65536:
         raise ValueError("a port is a number from 1 to 65535")
-    return unquote(match.group(1) or match.group(2)), port
+    host = match.group(1) or unquote(match.group(2), errors="strict")
+    if match.group(2) and not _HOST.match(host):
+        raise ValueError("a host's name has no blanks and none of % , / : ? # @ [ ] \\")
+    return host, port
 
 
 def _redacted(url: str) -> str:
     """Return the URL without anything that may be a login or an option's value."""
     head, separator, rest = url.partition("://")
     if not separator:
-        return url if re.match(r"[\w./-]*\Z", url) else "(hidden)"
+        return str(url) if re.match(r"[\w./-]*\Z", url) else "(hidden)"
     rest, _, query = rest.partition("?")
     if "@" in query:  # more likely a login with a bare question mark than an option
         return f"{head}://(hidden)"
-    return f"{head}://" + (f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest)
+    if "@" in rest:
+        return f"{head}://***@{rest.rpartition('@')[2]}"
+    hosts, slash, path = rest.partition("/")
+    try:
+        _parse_hosts(hosts)
+    except ValueError:
+        hosts = "***"  # perhaps a login without its host
+    return f"{head}://{hosts}{slash}{path}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 import multiprocessing
 import os
+import pickle
 import stat
+import traceback
 from pathlib import Path
-from typing import Dict
+from typing import Callable, Dict
 
 import pytest
 
@@ -65,7 +67,7 @@ def test_a_local_store_makes_one_once_that_only_its_owner_can_read(environ: Dict
 
 
 def _read(environ: Dict[str, str]) -> bytes:
-    return Secrets.for_store(LOCAL, environ, backend="disk").values[0]
+    return bytes(Secrets.for_store(LOCAL, environ, backend="disk").values[0])
 
 
 def test_processes_that_start_together_get_the_same_one(environ: Dict[str, str]) -> None:
@@ -123,3 +125,77 @@ def test_unfit_secrets_are_refused_without_showing_them(values: list) -> None:
 def test_printing_secrets_shows_only_where_they_come_from() -> None:
     assert repr(Secrets.given(LONG)) == "Secrets(origin='argument')"
     assert os.environ.get("CLAUDE_CACHE_SECRET", LONG) not in repr(Secrets.given(LONG))
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
+def test_a_folder_in_which_others_could_exchange_the_file_is_refused(environ: Dict[str, str], mode: int) -> None:
+    Secrets.for_store(LOCAL, environ, backend="disk")
+    secret_path(environ).parent.chmod(mode)
+    with pytest.raises(SecretError, match="chmod go-w"):
+        Secrets.for_store(LOCAL, environ, backend="disk")
+
+
+def test_a_folder_of_another_user_is_refused(environ: Dict[str, str]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    Secrets.for_store(LOCAL, environ, backend="disk")
+    os.chown(secret_path(environ).parent, 65534, -1)
+    with pytest.raises(SecretError, match="belongs to another user"):
+        Secrets.for_store(LOCAL, environ, backend="disk")
+
+
+def test_what_is_made_without_a_umask_is_closed_to_others_all_the_same(environ: Dict[str, str], tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Secrets.for_store(LOCAL, environ, backend="disk")
+    finally:
+        os.umask(before)
+    path = secret_path(environ)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for folder in (path.parent, path.parent.parent):
+        assert folder != tmp_path
+        assert stat.S_IMODE(folder.stat().st_mode) & 0o022 == 0
+
+
+def test_a_device_that_never_ends_in_place_of_the_file_is_refused(environ: Dict[str, str]) -> None:
+    path = secret_path(environ)
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.symlink_to("/dev/zero")
+    with pytest.raises(SecretError, match="cannot be used"):
+        Secrets.for_store(LOCAL, environ, backend="disk")
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, lambda secrets: pickle.dumps(secrets.values)])
+def test_secrets_are_not_pickled(copied: Callable[[Secrets], bytes]) -> None:
+    with pytest.raises(TypeError, match="secret is not pickled"):
+        copied(Secrets.given(LONG))
+
+
+def test_no_traceback_with_local_variables_shows_a_secret(environ: Dict[str, str]) -> None:
+    def shown(call: Callable[[], object]) -> str:
+        with pytest.raises(SecretError) as caught:
+            call()
+        # Not the frame of this test, which has what it planted.
+        trace = caught.value.__traceback__
+        assert trace is not None
+        while trace.tb_next is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        report = traceback.TracebackException(type(caught.value), caught.value, trace, capture_locals=True)
+        return "".join(report.format())
+
+    environ["CLAUDE_CACHE_SECRET"] = "hush"
+    environ["CLAUDE_CACHE_PREVIOUS_SECRETS"] = "hushhush,hushhushhush"
+    environ["ANTHROPIC_API_KEY"] = "hush-key"
+    for call in (
+        lambda: Secrets.for_store(LOCAL, environ, backend="disk"),
+        lambda: Secrets.given(["hushhush"]),
+        lambda: Secrets.given([b"hushhush"]),
+        lambda: Secrets.given("hush\ud800" * 9),
+    ):
+        assert "environ" in (text := shown(call)) or "values" in text
+        assert "hush" not in text
+    secret_path(environ).parent.mkdir(parents=True, mode=0o700)
+    secret_path(environ).write_text("hushhush")
+    secret_path(environ).chmod(0o600)
+    del environ["CLAUDE_CACHE_SECRET"], environ["CLAUDE_CACHE_PREVIOUS_SECRETS"]
+    assert "hush" not in shown(lambda: Secrets.for_store(LOCAL, environ, backend="disk"))

@@ -57,6 +57,12 @@ def test_a_url_has_these_parts(url: str, expected: BackendURL) -> None:
         ("redis://ho st", "blank"),
         ("redis://host\n", "control character"),
         ("redis://host/\x00", "control character"),
+        ("redis://ho%0D%0Ast/0", "blanks"),
+        ("redis://host%3A1", "host's name"),
+        ("redis://a%40b", "host's name"),
+        ("redis://host%ff", "UTF-8"),
+        ("disk:///a%0Ab", "control character"),
+        ("redis://u%0D%0Aser:p@host", "control character"),
     ],
 )
 def test_a_malformed_url_is_refused_with_the_reason(url: str, reason: str) -> None:
@@ -74,6 +80,13 @@ def test_no_error_about_a_url_shows_its_password(password: str, form: str) -> No
     hidden = "SECRET" + quote(password, safe="")
     with pytest.raises(InvalidURLError) as caught:
         BackendURL.parse(form.format(hidden))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://user:SECRET", "redis://:SECRET/0", "redis://a:1,user:SECRET/0?x=1"])
+def test_a_login_that_lost_its_host_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidURLError) as caught:
+        BackendURL.parse(url)
     assert "SECRET" not in str(caught.value)
 
 
@@ -140,6 +153,12 @@ OPTIONS = (
 )
 
 
+def test_what_a_parser_says_does_not_show_a_secret_option() -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        Option("pin", int, 0, "a number", secret=True).convert("hush")
+    assert "hush" not in str(caught.value)
+
+
 def test_options_have_defaults_and_types() -> None:
     assert convert_options(OPTIONS, {}, owner="x") == {"pool": 4, "ratio": 0.5, "token": None}
     assert convert_options(OPTIONS, {"pool": "7", "ratio": 1}, owner="x") == {"pool": 7, "ratio": 1.0, "token": None}
@@ -200,6 +219,12 @@ def test_unfit_settings_of_a_cache_are_refused_at_once(options: Dict[str, Any], 
         ({"backend": "redis", "options": {"port": "6379"}}, InvalidURLError, "1 to 65535"),
         ({"backend": "redis", "options": {"hosts": "a"}}, InvalidURLError, "list"),
         ({"backend": "disk", "options": {"path": "/tmp/\udcff"}}, InvalidURLError, "'path'.*UTF-8"),
+        ({"backend": "redis", "options": {"host": "a\r\nFLUSHALL"}}, InvalidURLError, "'host'.*control"),
+        ({"backend": "redis", "options": {"host": "user:hush@a"}}, InvalidURLError, "'host'.*name or address"),
+        ({"backend": "redis", "options": {"hosts": ["a%0d%0ab"]}}, InvalidURLError, "'hosts'.*blanks"),
+        ({"backend": "redis", "options": {"username": "a\nb"}}, InvalidURLError, "'username'.*control"),
+        ({"backend": "disk", "options": {"path": "/tmp/a\nb"}}, InvalidURLError, "'path'.*control"),
+        ({"backend": "redis", "options": {"socket_path": "/a\r\nb"}}, InvalidOptionError, "'socket_path'.*control"),
         (7, InvalidURLError, "not by a int"),
     ],
 )
