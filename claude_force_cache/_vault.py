@@ -372,9 +372,14 @@ class Vault(Generic[V]):
         return deleted
 
     async def _give_up(self, name: str, entry: Entry, error: IncompleteEntryError) -> bool:
-        """Delete an entry that lost a part, which is no damage: a store that makes room takes parts as it likes."""
-        # A part that cannot be reached, on one of several servers, is not gone: then this raises.
-        await self._call(lambda: self._backend.delete(error.missing[0]), _STORE_FACTOR)
+        """Delete an entry that lost a part, which is no damage: a store that makes room takes parts as it likes.
+
+        :returns: whether there is nothing more to look at.
+        """
+        # One that cannot be reached, on one of several servers, is not gone. A read of many leaves it out, this raises.
+        found = await self._call(lambda: self._backend.get(error.missing[0]))
+        if found is not None:
+            return True  # reached again: a miss for once
         return await self.remove(name, entry)
 
     async def remove(self, name: str, entry: Entry) -> bool:

@@ -123,7 +123,7 @@ class Account:
 
         :raises BackendUnavailableError: if others keep the lock for longer than the time-out.
         """
-        deadline = time.monotonic() + self._server.timeout
+        deadline = time.monotonic() + self._server.patience
         token = secrets.token_bytes(8)
         evicted = 0
         with self._one_at_a_time:
@@ -147,7 +147,7 @@ class Account:
                 if time.monotonic() > deadline:
                     raise BackendUnavailableError(
                         f"Memcached at {self._server.address} is crowded: making room took longer than "
-                        f"{self._server.timeout:g} s; raise max_bytes or socket_timeout"
+                        f"{self._server.patience:g} s; raise max_bytes or socket_timeout"
                     )
                 time.sleep(random.uniform(0.5, 1.5) * _POLL_SECONDS)  # noqa: S311 - only spreads the callers
 

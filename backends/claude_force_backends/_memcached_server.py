@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from pymemcache.client.base import PooledClient
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
-from claude_force_cache import BackendUnavailableError
+from ._memcached_health import Health
 
 __all__ = ["Item", "Server"]
 
@@ -44,13 +44,19 @@ class Item(NamedTuple):
 class Server:
     """A server by its address. Thread-safe; connects when it is first used.
 
-    :param timeout: seconds that a connecting, a write or a read may take.
+    :param connect_timeout: seconds that connecting may take.
+    :param timeout: seconds that an answer may take.
+    :param patience: seconds that a listing may take to begin, or others to make way.
     :param threads: how many threads may be inside at once.
     """
 
-    def __init__(self, host: str, port: int, *, connect_timeout: float, timeout: float, threads: int) -> None:
+    def __init__(
+        self, host: str, port: int, *, connect_timeout: float, timeout: float, patience: float, threads: int
+    ) -> None:
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.timeout = timeout
+        self.patience = patience
+        self._timeout = timeout
+        self.health = Health(self.address)
         self._where = (host, port)
         self._connect_timeout = connect_timeout
         self._threads = threads
@@ -78,7 +84,7 @@ class Server:
         """
         # After a restart of the server each idle connection fails once.
         retries = self._threads if repeatable else 0
-        with self._translated():
+        with self._translated(self._timeout):
             while True:
                 try:
                     return getattr(self._client, verb)(*arguments, **options)
@@ -89,7 +95,7 @@ class Server:
 
     def settings(self) -> Dict[str, str]:
         """Return the server's settings by name."""
-        with self._wire() as wire:
+        with self._wire(self.patience) as wire:
             wire.send(b"stats settings\r\n")
             rows = [line.split(b" ", 2) for line in wire.lines_until(b"END")]
             return {row[1].decode(): row[2].decode() for row in rows if len(row) == 3 and row[0] == b"STAT"}
@@ -101,7 +107,7 @@ class Server:
 
         :raises BackendUnavailableError: also if the server's crawler is switched off, or busy for too long.
         """
-        with self._wire() as wire:
+        with self._wire(self.patience) as wire:
             last_uses: Dict[str, int] = {}
             start = b"key=" + quote(prefix, safe="").encode()
             for line in self._dump(wire):
@@ -141,7 +147,7 @@ class Server:
 
     def _pipelined(self, commands: Sequence[bytes]) -> List[bytes]:
         replies: List[bytes] = []
-        with self._wire() as wire:
+        with self._wire(self._timeout) as wire:
             for batch in _batches(commands):
                 wire.send(b"".join(batch))
                 replies += [wire.line() for _ in batch]
@@ -149,7 +155,7 @@ class Server:
 
     def _dump(self, wire: _Wire) -> Iterator[bytes]:
         """Yield a line on every item of the server. The server runs one such listing at a time."""
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.patience
         # By the hash table no item is missed that moves between the lists of recency meanwhile; servers
         # before 1.6 list by these.
         kind = b"hash"
@@ -172,11 +178,11 @@ class Server:
                 time.sleep(0.005)
 
     @contextmanager
-    def _wire(self) -> Iterator[_Wire]:
-        with self._translated():
-            reused = self._pop_wire()
-            wire = reused or _Wire(self._where, self._connect_timeout, self.timeout)
+    def _wire(self, timeout: float) -> Iterator[_Wire]:
+        with self._translated(timeout):
+            wire = self._pop_wire() or _Wire(self._where, self._connect_timeout)
             try:
+                wire.wait_for(timeout)
                 yield wire
             except BaseException:
                 wire.close()
@@ -194,30 +200,39 @@ class Server:
             wire.close()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, timeout: float) -> Iterator[None]:
+        self.health.admit()
+        started = time.monotonic()
         try:
             yield
         except socket.timeout as error:
-            raise BackendUnavailableError(
-                f"Memcached at {self.address} did not answer within {self.timeout:g} s: "
+            reason = (
+                f"Memcached at {self.address} did not answer within {timeout:g} s: "
                 "check the server and the network, or raise socket_timeout"
-            ) from error
+            )
+            raise self.health.failed(reason, time.monotonic() - started) from error
         except (MemcacheError, OSError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BackendUnavailableError(
-                f"Memcached at {self.address} is not available ({reason}): check that it runs and has memory left"
-            ) from error
+            cause = " ".join(str(error).split()) or type(error).__name__
+            reason = f"Memcached at {self.address} is not available ({cause}): check that it runs and has memory left"
+            if isinstance(error, (OSError, MemcacheUnexpectedCloseError)):
+                raise self.health.failed(reason, time.monotonic() - started) from error
+            self.health.worked()  # an error is an answer
+            raise self.health.error(reason) from error
+        else:
+            self.health.worked()
 
 
 class _Wire:
     """A connection that sends bytes and reads lines."""
 
-    def __init__(self, where: Any, connect_timeout: float, timeout: float) -> None:
+    def __init__(self, where: Any, connect_timeout: float) -> None:
         self._socket = socket.create_connection(where, connect_timeout)
-        self._timeout = timeout
-        self._socket.settimeout(timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = self._socket.makefile("rb", 65536)
+
+    def wait_for(self, timeout: float) -> None:
+        """From now on let an answer take ``timeout`` seconds."""
+        self._socket.settimeout(timeout)
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -246,8 +261,6 @@ class _Wire:
             return True
         except OSError:
             return False
-        finally:
-            self._socket.settimeout(self._timeout)
         return False
 
     def close(self) -> None:

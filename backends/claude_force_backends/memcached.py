@@ -31,6 +31,7 @@ from claude_force_cache import (
     InvalidOptionError,
     InvalidURLError,
     Option,
+    PartlyUnavailableError,
     SyncBackend,
     Usage,
     hookimpl,
@@ -52,6 +53,9 @@ _ITEM_BYTES = 1024 * 1024
 # What the server adds to the key and the value of an item.
 _ITEM_OVERHEAD = 59
 _LONGEST_KEY = 128
+# Seconds that connecting and an answer may take. Several servers come to their turns within the budget of a look-up.
+_TIMEOUTS = (1.0, 2.0)
+_TIMEOUTS_OF_SEVERAL = (0.1, 0.1)
 _REMEMBERED_USES = 10_000
 _ATTEMPTS = 20
 
@@ -79,15 +83,22 @@ class MemcachedBackend(SyncBackend):
         self.threads = options["pool_size"]
         self._prefix = f"cfc:{settings.namespace}:"
         self._servers: Dict[str, Server] = {}
-        for host, port in _hosts(settings):
+        hosts = _hosts(settings)
+        connect_timeout, timeout = _TIMEOUTS if len(hosts) == 1 else _TIMEOUTS_OF_SEVERAL
+        for host, port in hosts:
             server = Server(
                 host,
                 port,
-                connect_timeout=options["connect_timeout"],
-                timeout=options["socket_timeout"],
+                connect_timeout=options["connect_timeout"] or connect_timeout,
+                timeout=options["socket_timeout"] or timeout,
+                patience=options["socket_timeout"] or _TIMEOUTS[1],
                 threads=self.threads,
             )
             self._servers[server.address] = server
+        health = [server.health for server in self._servers.values()]
+        for server in self._servers.values():
+            server.health.join(health)
+        self._unprepared = set(self._servers.values())
         self._ring = RendezvousHash(list(self._servers))
         self._limit = None if settings.max_bytes is None else settings.max_bytes // len(self._servers)
         self._accounts: Dict[str, Account] = {}
@@ -106,19 +117,56 @@ class MemcachedBackend(SyncBackend):
         return f"<MemcachedBackend at {', '.join(self._servers)}>"
 
     def open(self) -> None:
-        """Ask each server for its largest item, and bring each within its limit. See :meth:`Backend.open`."""
+        """Ask each server for its largest item, and bring each within its limit. See :meth:`Backend.open`.
+
+        Of several servers one suffices; the others are prepared when they are first used.
+        """
         self._is_open = True
+        self._unprepared.update(self._servers.values())
         try:
-            self._describe(min(int(server.settings()["item_size_max"]) for server in self._servers.values()))
-            for address, server in self._servers.items():
-                if self._limit is None:
-                    # Writes without a limit are not counted, so whoever comes with one has to recount.
-                    server.call("delete", self._prefix + "!account")
-                else:
-                    self._accounts[address].open()
+            self._describe(min(self._largest_items()))
         except BaseException:
             self.close()
             raise
+
+    def _largest_items(self) -> List[int]:
+        largest, failure = [], None
+        for server in self._answering():
+            try:
+                largest.append(self._prepare(server))
+            except PartlyUnavailableError as error:
+                failure = error
+        if failure is not None and not largest:
+            raise failure
+        return largest
+
+    def _answering(self) -> List[Server]:
+        """Return the servers that answer.
+
+        :raises BackendUnavailableError: if none does.
+        """
+        servers, failure = [], None
+        for server in self._servers.values():
+            server.health.lift()
+            try:
+                server.call("version")
+                servers.append(server)
+            except BackendUnavailableError as error:
+                failure = error
+        if failure is not None and not servers:
+            raise failure
+        return servers
+
+    def _prepare(self, server: Server) -> int:
+        """Bring a server within its limit, and return how large its items may be."""
+        largest = int(server.settings()["item_size_max"])
+        if self._limit is None:
+            # Writes without a limit are not counted, so whoever comes with one has to recount.
+            server.call("delete", self._prefix + "!account")
+        else:
+            self._accounts[server.address].open()
+        self._unprepared.discard(server)
+        return largest
 
     def close(self) -> None:
         """Close every connection. See :meth:`Backend.close`."""
@@ -128,21 +176,25 @@ class MemcachedBackend(SyncBackend):
 
     def get(self, key: str) -> Optional[Entry]:
         """See :meth:`Backend.get`."""
-        return self.get_many([key]).get(key)
+        server, name = self._place(key)
+        return self._read(server, [name]).get(key)
 
     def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
-        """See :meth:`Backend.get_many`. One round trip for each server, and one more to make uses known."""
+        """See :meth:`Backend.get_many`. One round trip for each server, and one more to make uses known.
+
+        What belongs to a server that does not answer is left out, as long as another one does.
+        """
         found: Dict[str, Entry] = {}
         for server, names in self._by_server(dict.fromkeys(keys)).items():
-            blobs: Dict[str, bytes] = server.call("get_many", names)
-            for name, blob in blobs.items():
-                found[name[len(self._prefix) :]] = Entry(blob[_VERSION_BYTES:], blob[:_VERSION_BYTES])
-            self._use(server, list(blobs))
+            try:
+                found.update(self._read(server, names))
+            except PartlyUnavailableError:
+                continue
         return found
 
     def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
         """See :meth:`Backend.set`."""
-        server, name = self._place(key)
+        server, name = self._place_to_write(key)
         refused = self._refusal(key, value)
         if refused is not None:
             server.call("delete", name)
@@ -158,7 +210,7 @@ class MemcachedBackend(SyncBackend):
 
     def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
         """See :meth:`Backend.add`."""
-        server, name = self._place(key)
+        server, name = self._place_to_write(key)
         # Room is made only for an entry that is going to be stored.
         if self.get(key) is not None:
             return False
@@ -190,12 +242,12 @@ class MemcachedBackend(SyncBackend):
 
     def scan(self) -> Iterator[EntryInfo]:
         """See :meth:`Backend.scan`. Lists one server after the other; lives are in whole seconds."""
-        self._check_open()
+        self._check_open_all()
         return self._scan()
 
     def usage(self) -> Usage:
         """See :meth:`Backend.usage`. Lists every item of the servers, those of other namespaces too."""
-        self._check_open()
+        self._check_open_all()
         entries = total = 0
         for server in self._servers.values():
             sizes = self._sizes(server)
@@ -209,20 +261,30 @@ class MemcachedBackend(SyncBackend):
         return Usage(entries, total)
 
     def clear(self) -> int:
-        """See :meth:`Backend.clear`."""
-        self._check_open()
-        deleted = 0
+        """See :meth:`Backend.clear`. What can be reached is cleared, also if a server cannot."""
+        self._check_open_all()
+        deleted, failure = 0, None
         for server in self._servers.values():
-            deleted += sum(server.delete_all([item.name for item in server.items(self._prefix)]))
-            # A listing goes through what every namespace left. Whoever misses the counter counts anew.
-            server.call("delete", self._prefix + "!account")
+            try:
+                deleted += sum(server.delete_all([item.name for item in server.items(self._prefix)]))
+                # A listing goes through what every namespace left. Whoever misses the counter counts anew.
+                server.call("delete", self._prefix + "!account")
+            except PartlyUnavailableError as error:
+                failure = error
+        if failure is not None:
+            raise failure
         return deleted
 
     def ping(self) -> None:
-        """See :meth:`Backend.ping`. Asks every server."""
+        """See :meth:`Backend.ping`. One server that answers suffices."""
         self._check_open()
-        for server in self._servers.values():
-            server.call("version")
+        self._answering()
+
+    def _read(self, server: Server, names: Sequence[str]) -> Dict[str, Entry]:
+        blobs: Dict[str, bytes] = server.call("get_many", names)
+        self._use(server, list(blobs))
+        start = len(self._prefix)
+        return {name[start:]: Entry(blob[_VERSION_BYTES:], blob[:_VERSION_BYTES]) for name, blob in blobs.items()}
 
     def _scan(self) -> Iterator[EntryInfo]:
         for server in self._servers.values():
@@ -268,6 +330,12 @@ class MemcachedBackend(SyncBackend):
         self._check_open()
         return self._servers[self._ring.get_node(key)], self._prefix + key
 
+    def _place_to_write(self, key: str) -> Tuple[Server, str]:
+        server, name = self._place(key)
+        if server in self._unprepared:
+            self._prepare(server)
+        return server, name
+
     def _by_server(self, keys: Mapping[str, object]) -> Dict[Server, List[str]]:
         placed: Dict[Server, List[str]] = defaultdict(list)
         for key in keys:
@@ -288,6 +356,12 @@ class MemcachedBackend(SyncBackend):
         # The largest value that fits under the longest key.
         room = item_bytes - _ITEM_OVERHEAD - len(self._prefix) - _LONGEST_KEY - _VERSION_BYTES
         self.capabilities = _capabilities(room, self._recency, self._slack, len(self._servers))
+
+    def _check_open_all(self) -> None:
+        """Check as :meth:`_check_open`, for a verb that needs every server, also one that failed a moment ago."""
+        self._check_open()
+        for server in self._servers.values():
+            server.health.lift()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -334,12 +408,19 @@ _OPTIONS = (
     Option(
         "socket_timeout",
         parse_duration,
-        2.0,
-        "seconds that the server may take to answer",
+        None,
+        "seconds that a server may take to answer; 2s, with several servers 100ms",
         minimum=0.001,
         maximum=3600,
     ),
-    Option("connect_timeout", parse_duration, 1.0, "seconds that connecting may take", minimum=0.001, maximum=3600),
+    Option(
+        "connect_timeout",
+        parse_duration,
+        None,
+        "seconds that connecting may take; 1s, with several servers 100ms",
+        minimum=0.001,
+        maximum=3600,
+    ),
     Option("pool_size", int, 4, "threads, and so connections to each server", minimum=1, maximum=1000),
     Option("recency", parse_duration, 60.0, "seconds between uses of an entry that the server is told of", minimum=0),
     Option(
