@@ -60,8 +60,9 @@ types: install ## mypy, strict
 contracts: install ## which package may import which
 	@$(BIN)/lint-imports
 
-bench: install servers ## measurements (ARGS=)
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: servers ## measurements, beside other libraries, in an environment of their own (ARGS=)
+	@scripts/python-environment .venv-bench $(PYTHON) benchmarks/requirements.txt
+	@.venv-bench/bin/python -m benchmarks $(ARGS)
 
 wheel-check: install servers ## build, then install the wheel with each extra alone and try it
 	@$(BIN)/python scripts/wheel_check.py

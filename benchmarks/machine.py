@@ -15,10 +15,17 @@ __all__ = ["Waiting", "describe", "load", "resident_bytes"]
 
 _LIBRARIES = (
     "claude-force-cache",
+    "aiocache",
     "anthropic",
     "anyio",
+    "cachebox",
+    "cachetools",
+    "cashews",
     "cryptography",
     "diskcache",
+    "dogpile.cache",
+    "langchain-core",
+    "litellm",
     "pluggy",
     "pymemcache",
     "redis",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import executions, limits, lookups, opening, stalls
+from . import executions, limits, lookups, opening, peers, stalls
 
-__all__ = ["executions", "limits", "lookups", "opening", "stalls"]
+__all__ = ["executions", "limits", "lookups", "opening", "peers", "stalls"]
