@@ -18,6 +18,7 @@ from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_std
 from ._map import map_tasks
 from ._new_backend import new_backend
 from ._run import run_agent
+from ._workflow import workflow_app
 
 __all__ = ["run"]
 
@@ -51,6 +52,7 @@ def _options(
 
 app.command("run")(run_agent)
 app.command("map")(map_tasks)
+app.add_typer(workflow_app, name="workflow")
 app.add_typer(cache_app, name="cache")
 app.command("backends")(backends)
 app.command("new-backend")(new_backend)

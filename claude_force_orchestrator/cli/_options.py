@@ -16,6 +16,7 @@ __all__ = [
     "DeadlineOption",
     "JSONOption",
     "MaxAgeOption",
+    "MaxConcurrentOption",
     "MaxTokensOption",
     "ModelOption",
     "NoCacheOption",
@@ -26,6 +27,7 @@ __all__ = [
     "StaleWhileRevalidateOption",
     "TTLOption",
     "TagOption",
+    "TaskArgument",
     "TemperatureOption",
     "TimeoutOption",
     "VariantsOption",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The name of an agent in claude.json.")]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="What to do; - reads it from standard input.")]
 CacheOption = Annotated[
     Optional[str],
     typer.Option(
@@ -53,6 +56,7 @@ ModelOption = Annotated[
     typer.Option("--model", metavar="ID", help="The model to ask, instead of the agent's or the default."),
 ]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer to pay for, in tokens.")]
+MaxConcurrentOption = Annotated[int, typer.Option("--max-concurrent", min=1, help="API calls under way at a time.")]
 TemperatureOption = Annotated[
     Optional[float], typer.Option("--temperature", min=0.0, max=1.0, help="Sent only if it is given.")
 ]

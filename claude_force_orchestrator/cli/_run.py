@@ -5,7 +5,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typing_extensions import Annotated
 
 from .._validation import MAX_TASK_CHARACTERS
 from ._console import note, print_json
@@ -26,6 +25,7 @@ from ._options import (
     StaleIfErrorOption,
     StaleWhileRevalidateOption,
     TagOption,
+    TaskArgument,
     TemperatureOption,
     TimeoutOption,
     TTLOption,
@@ -43,7 +43,7 @@ __all__ = ["read_task", "run_agent"]
 
 def run_agent(
     agent: AgentArgument,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="What to do; - reads it from standard input.")],
+    task: TaskArgument,
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 4096,
     temperature: TemperatureOption = None,
