@@ -252,6 +252,47 @@ def test_a_server_that_was_away_at_the_start_is_brought_within_its_limit(start_s
         store.close()
 
 
+def test_a_writer_without_a_limit_ends_the_count_also_on_a_server_that_comes_later(
+    start_server: Any, namespace: str
+) -> None:
+    servers = [start_server("memcached") for _ in range(2)]
+    with opened(url_of(*servers), namespace, 20_000, socket_timeout=2) as limited:
+        limited.set_many({key: (bytes(96), None) for key in KEYS})
+        theirs = on(limited, servers[1])
+        with frozen(servers[1]):
+            unlimited = backend(url_of(*servers), namespace, socket_timeout=0.2)
+            unlimited.open()
+        try:
+            until(lambda: bool(unlimited.get_many(theirs)))
+            unlimited.set("new" + theirs[0], bytes(9000), ttl=None)
+            unlimited.set(theirs[0], bytes(9000), ttl=None)
+            # The count knows nothing of that, so there is none until the next writer has counted.
+            ledger = limited._accounts[f"{servers[1].host}:{servers[1].port}"]
+            assert ledger._server.call("get", ledger._counter) is None
+            limited.set(theirs[1], bytes(96), ttl=None)
+            assert sum(map(ledger.size_of, ledger._server.items(ledger._prefix))) <= 10_000
+        finally:
+            unlimited.close()
+
+
+def test_whoever_asks_for_the_whole_store_finds_out_at_once_that_a_server_is_back(
+    start_server: Any, namespace: str
+) -> None:
+    servers = [start_server("memcached") for _ in range(2)]
+    with opened(url_of(*servers), namespace, socket_timeout=0.3) as store:
+        store.set_many(dict.fromkeys(KEYS, (b"value", None)))
+        for ask in (store.ping, store.usage, lambda: list(store.scan())):
+            with frozen(servers[0]), frozen(servers[1]):
+                for _ in range(2):
+                    with pytest.raises(BackendUnavailableError):
+                        store.get(on(store, servers[0])[0])
+                    with pytest.raises(BackendUnavailableError):
+                        store.get(on(store, servers[1])[0])
+            ask()
+            if ask != store.ping:
+                assert set(store.get_many(KEYS)) == set(KEYS)
+
+
 @given(key=st.text("abcdef0123456789.", min_size=1, max_size=64), gone=st.integers(0, 4))
 def test_only_the_keys_of_a_server_that_leaves_the_list_move(key: str, gone: int) -> None:
     names = [f"cache{number}:11211" for number in range(5)]
