@@ -1,0 +1,186 @@
+"""One of three Memcached servers is lost: what a look-up and a store cost meanwhile, and what is still found.
+
+    python -m reliability.lost_server [--seconds N]
+
+Starts three servers, and kills only these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from typing import Iterator, List, NamedTuple
+
+from claude_force_cache import MISSING, BytesCodec, Cache, open_cache
+
+__all__ = ["main"]
+
+_KEYS = 3000
+_VALUE = 2048
+_TASKS = 8
+_START_SECONDS = 10.0
+
+
+class Phase(NamedTuple):
+    """What callers saw for a while. Times in seconds, one for each call."""
+
+    lookups: List[float]
+    stores: List[float]
+    hits: int
+    stored: int
+
+
+class Memcached:
+    """A server of our own, on a free port that it keeps."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections."""
+        program = shutil.which("memcached")
+        if program is None:
+            sys.exit("memcached is not on PATH: install it, for instance with `apt-get install memcached`")
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        where = ["-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", user]
+        self._process = subprocess.Popen([program, *where])
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    sys.exit(f"memcached does not start on port {self.port}")
+                time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it, and return when its port is free."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def _server() -> Iterator[Memcached]:
+    server = Memcached()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+async def _work(cache: Cache[bytes], seconds: float) -> Phase:
+    """Look keys up at random, and store anew one in ten, from several tasks at once."""
+    phase = Phase([], [], 0, 0)
+    hits = stored = 0
+    end = time.monotonic() + seconds
+
+    async def caller(seed: int) -> None:
+        nonlocal hits, stored
+        rng = random.Random(seed)
+        while time.monotonic() < end:
+            key = rng.randrange(_KEYS)
+            began = time.perf_counter()
+            if rng.random() < 0.9:
+                found = await cache.get(key)
+                hits += found is not MISSING
+                phase.lookups.append(time.perf_counter() - began)
+            else:
+                kept = await cache.set(key, os.urandom(_VALUE))
+                stored += kept
+                phase.stores.append(time.perf_counter() - began)
+
+    await asyncio.gather(*(caller(seed) for seed in range(_TASKS)))
+    return phase._replace(hits=hits, stored=stored)
+
+
+def _report(name: str, phase: Phase) -> None:
+    def milliseconds(times: List[float]) -> str:
+        ranked = sorted(times)
+        quantiles = (statistics.median(ranked), ranked[int(len(ranked) * 0.99)], ranked[-1])
+        return " ".join(f"{1000 * seconds:8.2f}" for seconds in quantiles)
+
+    found, stored = phase.hits / len(phase.lookups), phase.stored / len(phase.stores)
+    print(f"{name:26} {milliseconds(phase.lookups)} {found:7.1%} | {milliseconds(phase.stores)} {stored:7.1%}")
+
+
+async def _fill(cache: Cache[bytes]) -> None:
+    for key in range(_KEYS):
+        await cache.set(key, os.urandom(_VALUE))
+
+
+async def _lose(servers: List[Memcached], seconds: float) -> None:
+    url = "memcached://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
+    async with open_cache(url, codec=BytesCodec(), secrets="of an experiment only", tier_bytes=0) as cache:
+        await _fill(cache)
+        columns = f"{'median':>8} {'p99':>8} {'most ms':>8}"
+        print(f"{'':26} {columns} {'found':>7} | {columns}  stored")
+        _report("three servers", await _work(cache, seconds))
+        servers[1].kill()
+        _report("one killed: it refuses", await _work(cache, seconds))
+        servers[1].start()
+        _report("back, empty", await _work(cache, seconds))
+        await _fill(cache)
+        servers[1].signal(signal.SIGSTOP)
+        _report("one stopped: it is silent", await _work(cache, seconds))
+        servers[1].signal(signal.SIGCONT)
+        _report("back, with what it had", await _work(cache, seconds))
+        usage = await cache.usage()
+        report = await cache.verify()
+        print(f"account: {usage.entries} entries, {usage.bytes} bytes; as counted: {report.consistent}")
+
+
+async def _long_answer(servers: List[Memcached], times: int) -> None:
+    url = "memcached://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
+    value = os.urandom(5_000_000)
+    stores, lookups = [], []
+    async with open_cache(
+        url, codec=BytesCodec(), namespace="long", secrets="of an experiment only", tier_bytes=0
+    ) as cache:
+        for _ in range(times):
+            began = time.perf_counter()
+            assert await cache.set("long", value), "it was not stored"
+            stored = time.perf_counter()
+            assert await cache.get("long") == value, "it was not found"
+            lookups.append(time.perf_counter() - stored)
+            stores.append(stored - began)
+        entries = (await cache.usage()).entries
+        await cache.clear()
+    print(
+        f"5 MB, {len(servers)} server(s), {entries} entries: store {1000 * statistics.median(stores):.0f} ms, "
+        f"look-up {1000 * statistics.median(lookups):.0f} ms (medians of {times})"
+    )
+
+
+def main() -> None:
+    """Run the experiment and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each phase takes")
+    seconds = parser.parse_args().seconds
+    with ExitStack() as stack:
+        servers = [stack.enter_context(_server()) for _ in range(3)]
+        asyncio.run(_lose(servers, seconds))
+        asyncio.run(_long_answer(servers[:1], 20))
+        asyncio.run(_long_answer(servers, 20))
+
+
+if __name__ == "__main__":
+    main()
