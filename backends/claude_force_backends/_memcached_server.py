@@ -7,6 +7,7 @@ and the socket's become ours.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from ._memcached_health import Health
 __all__ = ["Item", "Server"]
 
 _BATCH = 200
+_NAME = re.compile(r"[a-z0-9._-]{1,128}\Z")
+_LONGEST_LINE = 65536
 _CLOSED_BY_SERVER = (MemcacheUnexpectedCloseError, ConnectionResetError, BrokenPipeError)
 
 
@@ -103,7 +106,8 @@ class Server:
     def items(self, prefix: str) -> List[Item]:
         """Return the live items whose names start with ``prefix``, without using them. Not a snapshot.
 
-        Names that go on with an exclamation mark are bookkeeping and left out.
+        Names that no entry can have are left out: bookkeeping, which goes on with an exclamation mark, and what
+        somebody else planted. A server takes names with line ends in them, which would be commands in ours.
 
         :raises BackendUnavailableError: also if the server's crawler is switched off, or busy for too long.
         """
@@ -116,7 +120,7 @@ class Server:
                     continue
                 row = dict(field.split(b"=", 1) for field in line.split() if b"=" in field)
                 name = unquote(row[b"key"].decode("ascii"))
-                if not name.startswith(prefix + "!"):
+                if _NAME.match(name, len(prefix)):
                     last_uses[name] = int(row[b"la"])
             items = []
             for batch in _batches(list(last_uses)):
@@ -218,6 +222,10 @@ class Server:
                 raise self.health.failed(reason, time.monotonic() - started) from error
             self.health.worked()  # an error is an answer
             raise self.health.error(reason) from error
+        except (KeyError, IndexError, ValueError) as error:
+            raise self.health.error(
+                f"Memcached at {self.address} answers what Memcached does not: check the address"
+            ) from error
         else:
             self.health.worked()
 
@@ -238,8 +246,10 @@ class _Wire:
         self._socket.sendall(data)
 
     def line(self) -> bytes:
-        line: bytes = self._reader.readline()
+        line: bytes = self._reader.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
+            if len(line) == _LONGEST_LINE:
+                raise ValueError("a line that does not end")
             raise MemcacheUnexpectedCloseError("the server closed the connection")
         return line.rstrip(b"\r\n")
 
