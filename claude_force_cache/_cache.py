@@ -1001,10 +1001,10 @@ class Cache(Generic[V]):
                 self._events.emit("evict", count=evicted)
         return True
 
-    async def _guarded(self, verb: Callable[[], Awaitable[T]], factor: int = 1) -> T:
+    async def _guarded(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> T:
         if self._alone:
             return await verb()  # nothing outside this process that could be slow or gone
-        return await self._guard.call(verb, self.settings.timeout * factor)
+        return await self._guard.call(verb, self.settings.timeout * factor, writes=writes)
 
     async def _ensure_backend(self) -> None:
         """Raise what the store's outage was for, after asking it again, if it was given up."""

@@ -2,6 +2,10 @@
 
 An outage means a slower answer, never a failed one: after a few failures in a row the store is not asked any
 more, which costs microseconds, while one probe a second in the background finds out when it is back.
+
+A store may answer and yet take nothing: one that is full, a read-only replica, a disk that somebody has locked. So
+writes are counted by themselves, and given up by themselves; then a single one tries now and then, ever less often.
+What is raised for a part of a store, :class:`PartlyUnavailableError`, says nothing about the rest and is not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Awaitable, Callable, Optional, Set, TypeVar
 
 import anyio
 
-from ._errors import BackendUnavailableError, CacheError
+from ._errors import BackendUnavailableError, CacheError, PartlyUnavailableError
 
 __all__ = ["Guard"]
 
@@ -21,6 +25,8 @@ T = TypeVar("T")
 
 _FAILURES_TO_OPEN = 3
 _PROBE_EVERY = 1.0
+_LONGEST_PAUSE = 30.0
+"""Seconds between two writes that try, at most: each may cost its caller the whole budget."""
 
 _STALL = 0.01
 """Seconds that a timer has to be late for the event loop to have stood still."""
@@ -62,6 +68,7 @@ class Guard:
     :param name: what to call the store in log lines and errors; holds no password.
     :param probe: returns if the store works, raises BackendUnavailableError otherwise.
     :param changed: called with the error when the store goes away, and with None when it is back.
+    :param clock: seconds that only go forward.
     """
 
     def __init__(
@@ -69,12 +76,17 @@ class Guard:
         name: str,
         probe: Callable[[], Awaitable[None]],
         changed: Callable[[Optional[BackendUnavailableError]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._probe = probe
         self._changed = changed
-        self._failures = 0
+        self._clock = clock
+        self._failures = {False: 0, True: 0}  # in a row, of reads and of writes
         self._last: Optional[BackendUnavailableError] = None
+        self._refusal: Optional[BackendUnavailableError] = None
+        self._next_write = 0.0
+        self._pause = _PROBE_EVERY
         self._next_probe = 0.0
         self._probes: Set[asyncio.Future[None]] = set()
 
@@ -83,43 +95,76 @@ class Guard:
         """The error that opened the breaker, or None while the store is used."""
         return self._last
 
-    async def call(self, verb: Callable[[], Awaitable[T]], budget: float) -> T:
+    @property
+    def refusal(self) -> Optional[BackendUnavailableError]:
+        """The error for which writes were given up, or None while they are tried."""
+        return self._refusal
+
+    async def call(self, verb: Callable[[], Awaitable[T]], budget: float, *, writes: bool = False) -> T:
         """Return what ``verb`` returns, within ``budget`` seconds.
 
+        :param writes: whether it needs more of the store than that it can be read.
         :raises BackendUnavailableError: if the store failed, took longer, or is not asked at the moment.
         """
         if self._last is not None:
             self._probe_when_due()
             raise type(self._last)(str(self._last))  # a new one each time: an error that is raised again grows
-        before = self._failures
+        if writes and self._refusal is not None:
+            self._wait_for_turn(self._refusal)
+        before = self._failures[writes]
         with anyio.CancelScope() as scope:
             deadline = _Deadline(scope, budget)
             try:
                 result = await verb()
+            except PartlyUnavailableError:
+                raise
             except BackendUnavailableError as error:
-                self._failed_since(before, error)
+                self._failed_since(before, error, writes)
                 raise
             finally:
                 deadline.cancel()
-            self._failures = 0
+            self._failures[writes] = 0
+            if writes and self._refusal is not None:
+                self._take_writes_again()
             return result
         late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
-        self._failed_since(before, late)
+        self._failed_since(before, late, writes)
         raise late
 
-    def failed(self, error: BackendUnavailableError, *, certain: bool = False) -> None:
+    def failed(self, error: BackendUnavailableError, *, certain: bool = False, writes: bool = False) -> None:
         """Count a failure; the third in a row, or a certain one, opens the breaker."""
-        self._failures += 1
-        if self._last is None and (certain or self._failures >= _FAILURES_TO_OPEN):
+        self._failures[writes] += 1
+        if self._last is not None or (not certain and self._failures[writes] < _FAILURES_TO_OPEN):
+            return
+        if not writes:
             self._last = error
-            self._next_probe = time.monotonic() + _PROBE_EVERY
+            self._next_probe = self._clock() + _PROBE_EVERY
             _logger.warning("cache %s is not available, going on without it: %s", self._name, error)
             self._changed(error)
+        elif self._refusal is None:
+            self._refusal = error
+            self._pause = _PROBE_EVERY
+            self._next_write = self._clock() + self._pause
+            _logger.warning("cache %s takes no writes, going on without them: %s", self._name, error)
+            self._changed(error)
 
-    def _failed_since(self, before: int, error: BackendUnavailableError) -> None:
+    def _failed_since(self, before: int, error: BackendUnavailableError, writes: bool) -> None:
         # Calls that were under way together fail together; that is one failure, however many they are.
-        if self._failures <= before:
-            self.failed(error)
+        if self._failures[writes] <= before:
+            self.failed(error, writes=writes)
+
+    def _wait_for_turn(self, refusal: BackendUnavailableError) -> None:
+        """Return if the caller is the one whose write tries now."""
+        now = self._clock()
+        if now < self._next_write:
+            raise type(refusal)(str(refusal))
+        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        self._next_write = now + self._pause
+
+    def _take_writes_again(self) -> None:
+        self._refusal = None
+        _logger.warning("cache %s takes writes again", self._name)
+        self._changed(None)
 
     async def close(self) -> None:
         """End the probes of this event loop."""
@@ -130,7 +175,7 @@ class Guard:
         await asyncio.gather(*probes, return_exceptions=True)
 
     def _probe_when_due(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         loop = asyncio.get_running_loop()
         # A store that is silent for longer than a second must not gather probes.
         if now < self._next_probe or any(probe.get_loop() is loop for probe in tuple(self._probes)):
@@ -145,7 +190,7 @@ class Guard:
             await self._probe()
         except CacheError:
             return
-        self._failures = 0
+        self._failures[False] = 0
         if self._last is not None:
             self._last = None
             _logger.warning("cache %s is available again", self._name)

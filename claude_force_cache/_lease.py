@@ -102,7 +102,7 @@ class Leases:
                 if held.until > self._clock():
                     return held
                 version = entry.version
-                await self._call(lambda: self._backend.delete(lease.name, version=version))  # noqa: B023 - awaited
+                await self._call(lambda: self._backend.delete(lease.name, version=version), writes=True)  # noqa: B023 - awaited
         return Held(b"", 0.0)
 
     async def wait(self, name: str, held: Held) -> None:
@@ -133,7 +133,7 @@ class Leases:
                         return
                 elif entry.value.startswith(lease.token):
                     record = self._record(lease)
-                    await self._call(lambda: self._backend.set(lease.name, record, ttl=self._seconds))  # noqa: B023
+                    await self._call(lambda: self._backend.set(lease.name, record, ttl=self._seconds), writes=True)  # noqa: B023
                 else:
                     return
             except (BackendUnavailableError, EntryTooLargeError):
@@ -147,13 +147,15 @@ class Leases:
             entry = await self._call(lambda: self._backend.get(lease.name))
             if entry is not None and entry.value.startswith(lease.token):
                 version = entry.version
-                await self._call(lambda: self._backend.delete(lease.name, version=version))
+                await self._call(lambda: self._backend.delete(lease.name, version=version), writes=True)
         except (BackendUnavailableError, BackendClosedError):
             pass  # it expires
 
     async def _add(self, lease: Lease) -> bool:
         try:
-            return await self._call(lambda: self._backend.add(lease.name, self._record(lease), ttl=self._seconds))
+            return await self._call(
+                lambda: self._backend.add(lease.name, self._record(lease), ttl=self._seconds), writes=True
+            )
         except asyncio.CancelledError:
             await self.release(lease)  # it may have been stored
             raise

@@ -85,7 +85,7 @@ class Found(Generic[V]):
 class Call(Protocol):
     """Calls a verb of the backend within a multiple of the budget of a look-up."""
 
-    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1) -> Awaitable[T]:
+    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> Awaitable[T]:
         """Return what ``verb`` returns."""
 
 
@@ -157,7 +157,7 @@ class Vault(Generic[V]):
         # A store in this very process has nothing that a single journey would save.
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
-            self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, _STORE_FACTOR))
+            self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, _STORE_FACTOR, writes=True))
         # Where values may be cut: what a look-up saw under a name, if it was a manifest, else None.
         self._seen: Dict[str, Optional[bytes]] = {}
         self._known_limits = (backend.capabilities, Limits.of(backend.capabilities, settings.max_bytes))
@@ -262,7 +262,7 @@ class Vault(Generic[V]):
             epoch = known.get(tag)
             if epoch is None:
                 name = self._rings[0].tag_name(tag)
-                epoch = await self._call(lambda: self._epoch(name), _STORE_FACTOR)  # noqa: B023 - awaited here
+                epoch = await self._call(lambda: self._epoch(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
             epochs[tag] = epoch
         return epochs
 
@@ -286,7 +286,7 @@ class Vault(Generic[V]):
         ended = 0
         for tag in tags:
             for name in [ring.tag_name(tag) for ring in self._rings]:
-                ended += await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)  # noqa: B023 - awaited
+                ended += await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited
         return ended
 
     async def seal(self, name: str, data: bytes, life: Life, epochs: Epochs) -> bytes:
@@ -318,7 +318,9 @@ class Vault(Generic[V]):
         stand_in = self._rings[0].sealer.seal_stand_in(names[0], sealed, manifest.pack())
         items = {part: (data, ttl) for part, data in parts.items()}
         try:
-            evicted = await self._call(lambda: self._backend.set_many(items), _STORE_FACTOR * manifest.patience)
+            evicted = await self._call(
+                lambda: self._backend.set_many(items), _STORE_FACTOR * manifest.patience, writes=True
+            )
         except (EntryTooLargeError, PartlyUnavailableError) as error:
             await self._drop(list(parts))
             if isinstance(error, EntryTooLargeError):
@@ -337,11 +339,13 @@ class Vault(Generic[V]):
             if self._gathered is not None:
                 evicted = await self._gathered.set(names[0], sealed, ttl=ttl)
             else:
-                evicted = await self._call(lambda: self._backend.set(names[0], sealed, ttl=ttl), _STORE_FACTOR)
+                evicted = await self._call(
+                    lambda: self._backend.set(names[0], sealed, ttl=ttl), _STORE_FACTOR, writes=True
+                )
         except EntryTooLargeError as error:
             refused = error
         for name in outdated:
-            await self._call(lambda: self._backend.delete(name), _STORE_FACTOR)  # noqa: B023 - awaited here
+            await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
         if refused is not None:
             raise refused
         return evicted
@@ -351,7 +355,7 @@ class Vault(Generic[V]):
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        return await self._call(lambda: self._delete(name), _STORE_FACTOR)
+        return await self._call(lambda: self._delete(name), _STORE_FACTOR, writes=True)
 
     async def _delete(self, name: str) -> bool:
         self.overlook([name])
@@ -388,7 +392,9 @@ class Vault(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         self._forget(name)
-        deleted = await self._call(lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR)
+        deleted = await self._call(
+            lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR, writes=True
+        )
         await self._drop(self._part_names(name, entry.value))
         return deleted
 
@@ -396,7 +402,7 @@ class Vault(Generic[V]):
         """Delete parts that nothing refers to any more, as far as that works; the rest expires or makes room."""
         for part in parts:
             try:
-                await self._call(lambda: self._backend.delete(part), _STORE_FACTOR)  # noqa: B023 - awaited here
+                await self._call(lambda: self._backend.delete(part), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
             except PartlyUnavailableError:
                 continue
             except BackendUnavailableError:
@@ -554,5 +560,5 @@ def _changed(ring: _Ring, bound: Epochs, read: _Read) -> Tuple[str, ...]:
     return tuple(tag for tag, epoch, record in records if record is None or record.value != epoch)
 
 
-async def _unguarded(verb: Callable[[], Awaitable[T]], factor: int = 1) -> T:
+async def _unguarded(verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> T:
     return await verb()

@@ -1,22 +1,23 @@
 import asyncio
 import logging
-from typing import List, Optional
+import time
+from typing import Callable, List, Optional
 
 import pytest
 
-from claude_force_cache import AccessDeniedError, BackendUnavailableError
+from claude_force_cache import AccessDeniedError, BackendUnavailableError, PartlyUnavailableError
 from claude_force_cache._guard import Guard
 
 
 class Store:
     """A store that can be switched off, and counts how often it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.error: Optional[BackendUnavailableError] = None
         self.asked = 0
         self.probed = 0
         self.changes: List[Optional[str]] = []
-        self.guard = Guard("store://", self.probe, lambda error: self.changes.append(error and str(error)))
+        self.guard = Guard("store://", self.probe, lambda error: self.changes.append(error and str(error)), clock)
 
     async def verb(self) -> str:
         self.asked += 1
@@ -31,6 +32,9 @@ class Store:
 
     async def call(self) -> str:
         return await self.guard.call(self.verb, 5.0)
+
+    async def write(self) -> str:
+        return await self.guard.call(self.verb, 5.0, writes=True)
 
 
 async def until_back(store: Store) -> None:
@@ -179,3 +183,69 @@ def test_closing_ends_a_probe_that_is_under_way() -> None:
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
+
+
+def test_a_store_that_takes_no_writes_is_still_read_and_seldom_written(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store = Store()
+        for _ in range(50):
+            store.error = BackendUnavailableError("read-only")
+            with pytest.raises(BackendUnavailableError, match="read-only"):
+                await store.write()
+            store.error = None
+            assert await store.call() == "value"
+        assert store.asked == 3 + 50
+        assert store.guard.outage is None
+        assert str(store.guard.refusal) == "read-only"
+        assert store.changes == ["read-only"]
+        await store.guard.close()
+
+    asyncio.run(main())
+    assert len(caplog.records) == 1
+
+
+def test_one_write_at_a_time_tries_again_and_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+
+    async def main() -> None:
+        store = Store(lambda: now[0])
+        store.error = BackendUnavailableError("full")
+        tried = []
+        for second in range(200):
+            now[0] = 1000.0 + second
+            asked = store.asked
+            outcomes = await asyncio.gather(*[store.write() for _ in range(5)], return_exceptions=True)
+            assert all(isinstance(outcome, BackendUnavailableError) for outcome in outcomes)
+            if store.guard.refusal is not None and store.asked > asked:
+                assert not second or store.asked == asked + 1
+                tried.append(second)
+        assert tried == [0, 1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
+        store.error = None
+        now[0] += 30
+        assert await store.write() == "value"
+        assert await store.write() == "value"
+        assert store.changes == ["full", None]
+        await store.guard.close()
+
+    asyncio.run(main())
+    assert len(caplog.records) == 2
+
+
+def test_a_part_of_a_store_that_is_gone_is_not_an_outage_of_the_whole(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store = Store()
+        for writes in (False, True):
+            store.error = PartlyUnavailableError("one of three servers")
+            for _ in range(10):
+                with pytest.raises(PartlyUnavailableError):
+                    await store.guard.call(store.verb, 5.0, writes=writes)
+        store.error = BackendUnavailableError("gone")
+        with pytest.raises(BackendUnavailableError):
+            await store.call()
+        assert store.guard.outage is None
+        assert store.guard.refusal is None
+        assert store.asked == 21
+        await store.guard.close()
+
+    asyncio.run(main())
+    assert not caplog.records
