@@ -230,7 +230,8 @@ class Account:
     def _victims(self, items: List[Item], excess: int) -> List[Item]:
         """Return the least recently used that have to go, and some more as far as the slack reaches."""
         victims, freed = [], 0
-        for item in sorted(items, key=lambda item: item.last_use):
+        # The server notes uses in whole seconds, and numbers writes one by one.
+        for item in sorted(items, key=lambda item: (item.last_use, item.cas)):
             size = self.size_of(item)
             if freed >= excess and freed + size > excess + self._slack:
                 break
