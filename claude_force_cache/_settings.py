@@ -238,6 +238,8 @@ class BackendURL:
         login, _, hostpart = parts.netloc.rpartition("@")
         username, colon, password = login.partition(":")
         path, username = unquote(parts.path, errors="strict"), unquote(username, errors="strict")
+        if path and not path.startswith("/"):
+            raise ValueError("expected / or the end after the host; write # as %23")
         if _CONTROL.search(path + username):
             raise ValueError("its path or its user's name contains a control character")
         return (

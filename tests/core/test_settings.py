@@ -62,6 +62,7 @@ def test_a_url_has_these_parts(url: str, expected: BackendURL) -> None:
         ("redis://a%40b", "host's name"),
         ("redis://host%ff", "UTF-8"),
         ("disk:///a%0Ab", "control character"),
+        ("redis://host:6#79/0", "%23"),
         ("redis://u%0D%0Aser:p@host", "control character"),
     ],
 )
