@@ -8,6 +8,7 @@ from typing import Optional, Tuple
 from ._answer import Answer
 from ._context import Context
 from ._errors import OrchestratorError
+from ._memory import Recalled
 from ._result import AgentResult, ExecutionMetadata
 from ._settings import DEFAULT_MODEL
 
@@ -23,10 +24,22 @@ class Execution:
     :ivar paid: what the API answered to this execution's own call. It is kept here so that nothing that fails
         afterwards can lose it.
     :ivar context: data that the task is sent along with.
+    :ivar recalled: what the agent's memory gave to it, or None if it has none.
     :ivar suspicions: what is suspicious about the task and its context, as far as that is known.
     """
 
-    __slots__ = ("_position", "_started", "_workflow", "agent_name", "context", "model", "paid", "suspicions", "task")
+    __slots__ = (
+        "_position",
+        "_started",
+        "_workflow",
+        "agent_name",
+        "context",
+        "model",
+        "paid",
+        "recalled",
+        "suspicions",
+        "task",
+    )
 
     def __init__(
         self, agent_name: str, task: str, model: Optional[str], workflow: Optional[str], position: Optional[int]
@@ -39,7 +52,12 @@ class Execution:
         self.model = model if isinstance(model, str) and model else DEFAULT_MODEL
         self.paid: Optional[Answer] = None
         self.context: Tuple[Context, ...] = ()
+        self.recalled: Optional[Recalled] = None
         self.suspicions: Tuple[str, ...] = ()
+
+    @property
+    def _memory_sessions(self) -> int:
+        return 0 if self.recalled is None else len(self.recalled.context)
 
     @property
     def workflow(self) -> Optional[str]:
@@ -79,6 +97,7 @@ class Execution:
                 answer.truncated,
                 stale,
                 self.suspicions,
+                self._memory_sessions,
             ),
             () if error is None else (str(error),),
             error,
@@ -107,4 +126,5 @@ class Execution:
             self._workflow,
             self._position,
             suspicions=self.suspicions,
+            memory_sessions=self._memory_sessions,
         )

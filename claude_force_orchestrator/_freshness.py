@@ -86,6 +86,15 @@ class Freshness:
         """Return the arguments of ``Cache.get_entry``, in seconds."""
         return {} if self.max_age_hours is None else {"max_age": self.max_age_hours * _HOUR}
 
+    def kept_seconds(self, ttl: Optional[float]) -> Optional[float]:
+        """Return how long a new answer may be given, in seconds, stale included; None is for ever.
+
+        :param ttl: the cache's own life of answers in seconds.
+        """
+        life = ttl if self.ttl_hours is None else self.ttl_hours * _HOUR
+        late = max(self.stale_while_revalidate_hours or 0.0, self.stale_if_error_hours or 0.0)
+        return None if life is None else life + late * _HOUR
+
     def fetch(self) -> Dict[str, Any]:
         """Return the arguments of ``Cache.fetch``, in seconds; those that have their default are left out."""
         arguments = self.lookup()

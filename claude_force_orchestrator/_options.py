@@ -31,6 +31,7 @@ class ExecutionOptions(TypedDict, total=False):
     workflow_name: Optional[str]
     deadline_seconds: Optional[float]
     context: Sequence[Context]
+    use_memory: Optional[bool]
     cache: Optional[CacheMode]
     ttl_hours: Optional[float]
     max_age_hours: Optional[float]

@@ -53,6 +53,7 @@ from ._families import Families, FamilyLimit
 from ._freshness import Freshness
 from ._labels import check_tags, invalidation_tags, tenant_tag, workflow_tag
 from ._ledger import Ledger
+from ._memory import Memory, Recalled
 from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
@@ -63,7 +64,7 @@ from ._streaming import as_completed
 from ._suspicion import examine
 from ._templates import Templates
 from ._tracking import Record, Tracker
-from ._validation import check_task, check_whole
+from ._validation import check_task, check_use_memory, check_whole
 from ._workflow import Step, Workflow
 from ._workflow_run import StepResult, WorkflowResult, run_steps
 
@@ -102,6 +103,8 @@ class AsyncAgentOrchestrator:
     :param cache_ttl_hours: how long answers are kept; by default what the cache or claude.json say, else 24.
     :param cache_max_size_mb: the hard limit of the cache in units of 2**20 bytes; likewise, else 100.
     :param enable_tracking: append one line for each execution to ``metrics/executions.jsonl`` beside claude.json.
+    :param enable_memory: whether agents are given earlier sessions of theirs, and what they answer is recorded as one;
+        by default what claude.json says (``memory.enabled``), else False. Off, memory is neither read nor written.
     :param cache: a URL or table that chooses a cache, or a Cache of answers, which stays its owner's to close.
         By default ``CLAUDE_CACHE_URL``, then the section ``cache`` of claude.json, then the folder ``cache``
         beside claude.json.
@@ -128,6 +131,7 @@ class AsyncAgentOrchestrator:
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
         enable_tracking: bool = True,
+        enable_memory: Optional[bool] = None,
         cache: CacheArgument = None,
         on_suspicion: SuspicionPolicy = "report",
         base_url: Optional[str] = None,
@@ -146,6 +150,7 @@ class AsyncAgentOrchestrator:
             cache_ttl_hours=cache_ttl_hours,
             cache_max_size_mb=cache_max_size_mb,
             enable_tracking=enable_tracking,
+            enable_memory=enable_memory,
             cache=cache,
             on_suspicion=on_suspicion,
         )
@@ -171,6 +176,7 @@ class AsyncAgentOrchestrator:
         )
         path = self.project.folder / "metrics" / "executions.jsonl"
         self._tracker = Tracker(path) if settings.enable_tracking else None
+        self._memory = Memory(settings.memory, self._clock)
         self._cache_failures = CacheFailures("tasks")
         self._calls: Set[asyncio.Future[None]] = set()
         self._cache: Optional[Cache[Answer]] = self._make_cache()
@@ -268,6 +274,8 @@ class AsyncAgentOrchestrator:
         :param cache: None looks up and stores. ``no-cache`` does not look up, but stores the new answer;
             ``no-store`` leaves the cache out altogether; ``only-if-cached`` never calls the API.
         :param context: data that is sent along, fenced off from the task, unaltered.
+        :param use_memory: False leaves the agent's memory out: it is neither read nor written. True and None, the
+            default, do not switch on what ``enable_memory`` has switched off.
         :param ttl_hours: how long the answer is fresh, if it is a new one; by default as the agent or the cache say.
         :param max_age_hours: the age from which a stored answer is not fresh enough for this task.
         :param stale_while_revalidate_hours: for how long after its freshness a stored answer is given at once,
@@ -299,6 +307,7 @@ class AsyncAgentOrchestrator:
         workflow_position: Optional[int] = None,
         deadline_seconds: Optional[float] = None,
         context: Sequence[Context] = (),
+        use_memory: Optional[bool] = None,
         cache: Optional[CacheMode] = None,
         ttl_hours: Optional[float] = None,
         max_age_hours: Optional[float] = None,
@@ -326,6 +335,7 @@ class AsyncAgentOrchestrator:
                 max_tokens=max_tokens,
                 temperature=temperature,
                 context=context,
+                use_memory=use_memory,
                 mode=cache,
                 freshness=freshness,
                 tags=tags,
@@ -346,6 +356,8 @@ class AsyncAgentOrchestrator:
         self._record(execution, result, error_type)
         if self._tracker is not None and self._tracker.crowded:
             await anyio.to_thread.run_sync(self._tracker.flush)
+        if execution.recalled is not None:
+            await self._memory.record(execution.recalled, task, result)
         return result
 
     async def _in_time(self, execution: Execution, answering: Awaitable[AgentResult], seconds: float) -> AgentResult:
@@ -368,6 +380,7 @@ class AsyncAgentOrchestrator:
         max_tokens: int,
         temperature: Optional[float],
         context: Sequence[Context],
+        use_memory: Optional[bool],
         mode: Optional[CacheMode],
         freshness: Optional[Freshness],
         tags: Iterable[str],
@@ -378,6 +391,7 @@ class AsyncAgentOrchestrator:
         if mode is not None and mode not in CACHE_MODES:
             raise InvalidTaskError(f"cache must be one of {', '.join(CACHE_MODES)} or None, not {mode!r}")
         own_tags = check_tags(tags) if tags else ()
+        check_use_memory(use_memory)
         execution.context = check_context(context) if context else ()
         fetch, wanted = template.fetch, template.freshness
         if freshness is not None:
@@ -386,6 +400,10 @@ class AsyncAgentOrchestrator:
         variant = self._random.randrange(wanted.variants) if wanted.variants else 0
         request = Request(template.request, execution.task, execution.context, variant)
         cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
+        if use_memory is not False and self._memory.serves(execution.agent_name):
+            execution.recalled = await self._recall(request, wanted, cache, mode)
+            execution.context = (*execution.recalled.context, *execution.context)
+            request = request._replace(context=execution.context)
 
         async def ask() -> Answer:
             execution.paid = answer = await self._ask(request, execution, cache)
@@ -415,6 +433,16 @@ class AsyncAgentOrchestrator:
             self._cache_failures.log(error)
             return await self._finish(execution, execution.paid or await ask(), None)
         return await self._finish(execution, entry.value, entry if entry.cached else None)
+
+    async def _recall(
+        self, request: Request, freshness: Freshness, cache: Optional[Cache[Answer]], mode: Optional[CacheMode]
+    ) -> Recalled:
+        """Return what the agent's memory has for a request. What is chosen is remembered as long as the answer is."""
+        life: Optional[float] = 0.0
+        if cache is not None and mode != "only-if-cached":
+            life = freshness.kept_seconds(cache.settings.ttl)
+        max_age = freshness.lookup().get("max_age")
+        return await self._memory.recall(request, life=life, max_age=max_age, anew=cache is None or mode == "no-cache")
 
     async def _look(self, cache: Cache[Answer], request: Request, freshness: Freshness) -> Optional[CacheEntry[Answer]]:
         """Return what the cache has for a request, in any of its variants."""
@@ -540,6 +568,7 @@ class AsyncAgentOrchestrator:
         max_tokens: int = 4096,
         temperature: Optional[float] = None,
         context: Sequence[Context] = (),
+        use_memory: Optional[bool] = None,
         max_age_hours: Optional[float] = None,
         stale_while_revalidate_hours: Optional[float] = None,
         variants: Optional[int] = None,
@@ -560,7 +589,11 @@ class AsyncAgentOrchestrator:
         )
         freshness = asked.over(template.freshness) if asked is not None else template.freshness
         request = Request(template.request, task, check_context(context))
+        check_use_memory(use_memory)
         cache = self._usable_cache()
+        if use_memory is not False and self._memory.serves(agent_name):
+            recalled = await self._recall(request, freshness, cache, "only-if-cached")
+            request = request._replace(context=(*recalled.context, *request.context))
         if cache is None:
             return Explanation.of_no_cache(agent_name, "off")
         if not template.cacheable:

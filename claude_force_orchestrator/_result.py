@@ -34,6 +34,7 @@ class ExecutionMetadata(Mapping[str, Any]):
         could not be had.
     :param suspicions: what the task and its context look like besides a task, such as ``task:role-spoofing``; see
         :data:`SUSPICIONS`. Empty if nothing was found, or nothing was looked for because nothing was sent.
+    :param memory_sessions: how many earlier sessions of the agent went with the task.
     """
 
     model: str
@@ -52,6 +53,7 @@ class ExecutionMetadata(Mapping[str, Any]):
     truncated: bool = False
     stale: bool = False
     suspicions: Tuple[str, ...] = ()
+    memory_sessions: int = 0
 
     def __getitem__(self, name: str) -> Any:
         # Fields live in the instance's dictionary, so anything else is a KeyError, as it should be.

@@ -14,6 +14,7 @@ from ._answer import Answer, AnswerCodec, check_codec
 from ._cache_section import choose_limit, choose_source, own_options, read_cache_section
 from ._errors import ConfigError
 from ._freshness import Freshness
+from ._memory import MemorySettings
 from ._options import SuspicionPolicy
 from ._project import Project
 from ._validation import check_number, check_whole
@@ -73,6 +74,7 @@ class Settings:
     :param raise_errors: whether ``execute_agent`` raises errors instead of returning them.
     :param enable_cache: whether answers are looked up and stored.
     :param enable_tracking: whether executions are recorded.
+    :param memory: what agents remember.
     :param cache: a Cache made by the caller, or None.
     :param cache_source: the URL or table of the cache to make, where ``cache`` is None.
     :param cache_options: what overrides the options in ``cache_source``.
@@ -92,6 +94,7 @@ class Settings:
     raise_errors: bool
     enable_cache: bool
     enable_tracking: bool
+    memory: MemorySettings
     cache: Optional[Cache[Answer]] = field(repr=False)
     cache_source: Union[str, Mapping[str, object]] = field(repr=False)
     cache_options: Mapping[str, object]
@@ -116,6 +119,7 @@ class Settings:
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
         enable_tracking: bool = True,
+        enable_memory: Optional[bool] = None,
         cache: CacheArgument = None,
         on_suspicion: SuspicionPolicy = "report",
         environ: Mapping[str, str] = os.environ,
@@ -127,6 +131,7 @@ class Settings:
         """
         project = config_path if isinstance(config_path, Project) else Project.load(config_path)
         section = read_cache_section(project)
+        memory = MemorySettings.of_project(project, enabled=enable_memory)
         origins: Dict[str, str] = {"project": "argument"}
         for name, value, default in (
             ("max_concurrent", max_concurrent, _MAX_CONCURRENT),
@@ -149,8 +154,12 @@ class Settings:
         enabled, origins["enable_cache"] = _first(
             (enable_cache, "argument"), (section.get("enabled"), "claude.json"), (True, "default")
         )
+        remember, origins["enable_memory"] = _first(
+            (enable_memory, "argument"), (project.memory.get("enabled"), "claude.json"), (False, "default")
+        )
         for name, value in (
             ("enable_tracking", enable_tracking),
+            ("enable_memory", remember),
             ("enable_cache", enabled),
             ("raise_errors", raise_errors),
         ):
@@ -199,6 +208,7 @@ class Settings:
             raise_errors=raise_errors,
             enable_cache=enabled,
             enable_tracking=enable_tracking,
+            memory=memory,
             cache=made,
             cache_source=source,
             cache_options=options,
@@ -239,6 +249,7 @@ class Settings:
             "deadline_seconds": self.deadline_seconds,
             "raise_errors": self.raise_errors,
             "enable_tracking": self.enable_tracking,
+            "enable_memory": self.memory.enabled,
             "enable_cache": self.enable_cache,
             "cache": cache.url,
             "cache_ttl_hours": hours,

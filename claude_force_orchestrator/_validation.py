@@ -15,6 +15,7 @@ __all__ = [
     "check_task",
     "check_temperature",
     "check_unicode",
+    "check_use_memory",
     "check_whole",
     "is_agent_name",
     "kind_of",
@@ -94,6 +95,15 @@ def check_temperature(value: Any) -> Optional[float]:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise InvalidTaskError(f"temperature must be a number from 0 to 1, not {value!r}")
     return float(value)
+
+
+def check_use_memory(value: Any) -> None:
+    """Accept True, False and None.
+
+    :raises InvalidTaskError: if the value is anything else: what is off must not be on because of a slip.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise InvalidTaskError(f"use_memory must be True, False or None, not {value!r:.80}")
 
 
 def check_number(
