@@ -53,6 +53,7 @@ _ITEM_BYTES = 1024 * 1024
 # What the server adds to the key and the value of an item.
 _ITEM_OVERHEAD = 59
 _LONGEST_KEY = 128
+_LONGEST_NAMESPACE = 64
 # Seconds that connecting and an answer may take. Several servers come to their turns within the budget of a look-up.
 _TIMEOUTS = (1.0, 2.0)
 _TIMEOUTS_OF_SEVERAL = (0.1, 0.1)
@@ -353,9 +354,7 @@ class MemcachedBackend(SyncBackend):
         return None
 
     def _describe(self, item_bytes: int) -> None:
-        # The largest value that fits under the longest key.
-        room = item_bytes - _ITEM_OVERHEAD - len(self._prefix) - _LONGEST_KEY - _VERSION_BYTES
-        self.capabilities = _capabilities(room, self._recency, self._slack, len(self._servers))
+        self.capabilities = _capabilities(item_bytes, self._recency, self._slack, len(self._servers))
 
     def _check_open_all(self) -> None:
         """Check as :meth:`_check_open`, for a verb that needs every server, also one that failed a moment ago."""
@@ -368,13 +367,15 @@ class MemcachedBackend(SyncBackend):
             raise BackendClosedError(f"the cache in Memcached at {', '.join(self._servers)} is closed: open it")
 
 
-def _capabilities(max_value_bytes: int, recency: float, slack: float, servers: int) -> Capabilities:
+def _capabilities(item_bytes: int, recency: float, slack: float, servers: int) -> Capabilities:
+    # The largest value that fits under the longest key of the longest namespace.
+    room = item_bytes - _ITEM_OVERHEAD - len("cfc::") - _LONGEST_NAMESPACE - _LONGEST_KEY - _VERSION_BYTES
     return Capabilities(
         # A started second counts whole, and two more, since the server's own second may be nearly over and be
         # followed by the one after the next; a date is a second less certain.
         ttl_resolution=4.0,
         max_ttl=_MAX_TTL,
-        max_value_bytes=max_value_bytes,
+        max_value_bytes=room,
         # The server notes uses in whole seconds.
         recency=recency + 1.0,
         eviction_slack=slack,
@@ -436,14 +437,12 @@ def _create(settings: BackendSettings) -> MemcachedBackend:
 @hookimpl
 def claude_force_cache_backend() -> BackendPlugin:
     """Describe the Memcached backend."""
-    longest_prefix = len("cfc::") + 64
-    room = _ITEM_BYTES - _ITEM_OVERHEAD - longest_prefix - _LONGEST_KEY - _VERSION_BYTES
     return BackendPlugin(
         create=_create,
         url="memcached://host[:port][,host[:port]...]",
         summary="one cache in the memory of several servers; bounded values, exact account by listing",
         options=_OPTIONS,
-        capabilities=_capabilities(room, 60.0, 0.05, 1),
+        capabilities=_capabilities(_ITEM_BYTES, 60.0, 0.05, 1),
         client="pymemcache",
         install="pip install 'claude-force-cache[memcached]'",
         api_version=1,
