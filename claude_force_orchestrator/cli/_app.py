@@ -16,6 +16,7 @@ from ._conformance import conformance
 from ._demo import demo
 from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, open_missing_streams, report
 from ._map import map_tasks
+from ._memory import memory_app
 from ._new_backend import new_backend
 from ._run import run_agent
 from ._workflow import workflow_app
@@ -54,6 +55,7 @@ app.command("run")(run_agent)
 app.command("map")(map_tasks)
 app.add_typer(workflow_app, name="workflow")
 app.add_typer(cache_app, name="cache")
+app.add_typer(memory_app, name="memory")
 app.command("backends")(backends)
 app.command("new-backend")(new_backend)
 app.command("conformance")(conformance)

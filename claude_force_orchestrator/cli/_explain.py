@@ -15,6 +15,7 @@ from ._options import (
     JSONOption,
     MaxAgeOption,
     MaxTokensOption,
+    MemoryOption,
     ModelOption,
     StaleWhileRevalidateOption,
     TemperatureOption,
@@ -38,6 +39,7 @@ def explain(
     max_age_hours: MaxAgeOption = None,
     stale_while_revalidate_hours: StaleWhileRevalidateOption = None,
     variants: VariantsOption = None,
+    memory: MemoryOption = None,
     cache: CacheOption = None,
     config: ConfigOption = None,
     as_json: JSONOption = False,
@@ -47,7 +49,7 @@ def explain(
     from ._loop import run_command
     from ._run import read_task
 
-    orchestrator = make_orchestrator(config, timeout=None, cache=cache, enable_tracking=False)
+    orchestrator = make_orchestrator(config, timeout=None, cache=cache, enable_memory=memory, enable_tracking=False)
     arguments = given(
         model=model,
         temperature=temperature,

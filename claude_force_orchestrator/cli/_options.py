@@ -18,6 +18,7 @@ __all__ = [
     "MaxAgeOption",
     "MaxConcurrentOption",
     "MaxTokensOption",
+    "MemoryOption",
     "ModelOption",
     "NoCacheOption",
     "NoStoreOption",
@@ -59,6 +60,14 @@ MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The l
 MaxConcurrentOption = Annotated[int, typer.Option("--max-concurrent", min=1, help="API calls under way at a time.")]
 TemperatureOption = Annotated[
     Optional[float], typer.Option("--temperature", min=0.0, max=1.0, help="Sent only if it is given.")
+]
+MemoryOption = Annotated[
+    Optional[bool],
+    typer.Option(
+        "--memory/--no-memory",
+        help="Give the agent earlier sessions of its own, and record this one; or do neither. "
+        "Default: as the project says, else not.",
+    ),
 ]
 TimeoutOption = Annotated[
     Optional[float], typer.Option("--timeout", metavar="SECONDS", help="The bound of each attempt.")

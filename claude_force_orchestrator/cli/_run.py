@@ -17,6 +17,7 @@ from ._options import (
     JSONOption,
     MaxAgeOption,
     MaxTokensOption,
+    MemoryOption,
     ModelOption,
     NoCacheOption,
     NoStoreOption,
@@ -57,6 +58,7 @@ def run_agent(
     stale_if_error_hours: StaleIfErrorOption = None,
     variants: VariantsOption = None,
     tag: TagOption = None,
+    memory: MemoryOption = None,
     on_suspicion: OnSuspicionOption = "report",
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
@@ -69,7 +71,7 @@ def run_agent(
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
     orchestrator = make_orchestrator(
-        config, timeout=timeout, deadline_seconds=deadline, cache=cache, on_suspicion=on_suspicion
+        config, timeout=timeout, deadline_seconds=deadline, enable_memory=memory, cache=cache, on_suspicion=on_suspicion
     )
     result = run_command(
         _ask(

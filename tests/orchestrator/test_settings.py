@@ -29,6 +29,7 @@ def test_defaults_are_shown_with_their_origin(config: Path, monkeypatch: pytest.
         "deadline_seconds": (None, "default"),
         "raise_errors": (False, "default"),
         "enable_tracking": (True, "default"),
+        "enable_memory": (False, "default"),
         "enable_cache": (True, "default"),
         "cache": (f"disk://{config.parent / 'cache'}", "default"),
         "cache_ttl_hours": (24, "default"),
