@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test conformance lint format reference types contracts bench oldest newest wheel-check plugin-check clean
+.PHONY: help install servers demo test conformance lint format reference types contracts bench fuzz oldest newest wheel-check plugin-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ contracts: install ## which package may import which
 bench: servers ## measurements, beside other libraries, in an environment of their own (ARGS=)
 	@scripts/python-environment .venv-bench $(PYTHON) benchmarks/requirements.txt
 	@.venv-bench/bin/python -m benchmarks $(ARGS)
+
+fuzz: install ## what reads entries, replies, URLs and files is given bytes that somebody made up (ARGS=)
+	@$(BIN)/python -m reliability.fuzz $(ARGS)
 
 wheel-check: install servers ## build, then install the wheel with each extra alone and try it
 	@$(BIN)/python scripts/wheel_check.py

@@ -59,7 +59,10 @@ class JSONCodec:
 
         :raises ValueError: if ``data`` is not JSON.
         """
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise ValueError("the value is nested too deeply") from None
 
 
 class BytesCodec:

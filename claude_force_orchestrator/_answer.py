@@ -136,12 +136,19 @@ class AnswerCodec:
         :raises ValueError: if ``data`` is not what :meth:`encode` writes.
         """
         line, _, body = data.partition(b"\n")
-        kept = json.loads(line)
+        try:
+            kept = json.loads(line)
+        except RecursionError:
+            raise ValueError("not an answer: nested too deeply") from None
         if not isinstance(kept, dict) or kept.keys() != _KEPT.keys():
             raise ValueError("not an answer: the fields differ")
         for name, types in _KEPT.items():
             if not isinstance(kept[name], types) or isinstance(kept[name], bool):
                 raise ValueError(f"not an answer: {name} is a {type(kept[name]).__name__}")
+        if not all(isinstance(part, list) and list(map(type, part)) == [str, str] for part in kept["parts"]):
+            raise ValueError("not an answer: parts are no pairs of texts")
+        if not all(isinstance(suspicion, str) for suspicion in kept["suspicions"]):
+            raise ValueError("not an answer: suspicions are no texts")
         kept["parts"] = tuple(map(tuple, kept["parts"]))
         kept["suspicions"] = tuple(kept["suspicions"])
         try:
