@@ -223,9 +223,8 @@ class Server:
             self.health.worked()  # an error is an answer
             raise self.health.error(reason) from error
         except (KeyError, IndexError, ValueError) as error:
-            raise self.health.error(
-                f"Memcached at {self.address} answers what Memcached does not: check the address"
-            ) from error
+            reason = f"Memcached at {self.address} answers what Memcached does not: check the address"
+            raise self.health.failed(reason, time.monotonic() - started) from error
         else:
             self.health.worked()
 

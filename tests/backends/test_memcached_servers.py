@@ -331,6 +331,36 @@ def store_of(cache: Cache[bytes]) -> MemcachedBackend:
     return store
 
 
+def test_callers_notice_nothing_of_a_lost_server_but_misses(
+    start_server: Any, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = [start_server("memcached") for _ in range(2)]
+
+    async def test(cache: Cache[bytes]) -> None:
+        async def compute() -> bytes:
+            return b"made"
+
+        placed = {key: await cache.stored_key(key) for key in range(60)}
+        theirs = [key for key, name in placed.items() if on(store_of(cache), servers[1], [name])]
+        others = [key for key in placed if key not in theirs]
+        servers[1].stop(sig=signal.SIGKILL)
+        # Many failures in a row, of stores and of leases; none of them closes the rest of the store.
+        for _ in range(2):
+            assert [await cache.get_or_compute(key, compute) for key in theirs] == [b"made"] * len(theirs)
+        assert cache.stats().hits == 0
+        for _ in range(2):
+            assert [await cache.get_or_compute(key, compute) for key in others] == [b"made"] * len(others)
+        assert cache.stats().hits == cache.stats().stores == len(others)
+        servers[1].start()
+        await cache.ping()
+        for _ in range(2):
+            assert [await cache.get_or_compute(key, compute) for key in theirs] == [b"made"] * len(theirs)
+        assert cache.stats().hits == len(placed)
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+    on_cache(url_of(*servers), namespace, test, socket_timeout="2s", connect_timeout="2s")
+
+
 def test_an_answer_of_five_megabytes_lies_on_three_servers(start_server: Any, namespace: str) -> None:
     servers = [start_server("memcached") for _ in range(3)]
 
