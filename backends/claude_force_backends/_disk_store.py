@@ -130,10 +130,12 @@ class Store:
     :param root: the cache folder, absolute.
     :param namespace: the namespace; its database has a folder of its own below ``root``.
     :param busy_timeout: how long to wait for another writer, in seconds.
+    :param private: refuse a folder that other users can change.
     """
 
-    def __init__(self, root: Path, namespace: str, busy_timeout: float) -> None:
+    def __init__(self, root: Path, namespace: str, busy_timeout: float, *, private: bool = True) -> None:
         self._root = root
+        self._private = private
         self._namespace = namespace
         self._busy_timeout = busy_timeout
         self.disk = BytesDisk(str(root))
@@ -210,17 +212,24 @@ class Store:
         connection.close()
 
     def _identify(self) -> Tuple[int, int]:
-        """Return which file is in place now. SQLite would go on in one that was removed, where nobody looks."""
-        try:
-            if self._path is None:
-                raise FileNotFoundError
-            found = self._path.stat()
-        except FileNotFoundError:
+        """Return which file is in place now. SQLite would go on in one that was removed, where nobody looks.
+
+        One that took its place is looked at as at the beginning.
+        """
+        found = None
+        if self._path is not None:
             try:
-                found = self._prepare().stat()
+                status = self._path.lstat()
+                found = status.st_dev, status.st_ino
+            except FileNotFoundError:
+                pass
+        if found is None or self._identity not in {None, found}:
+            try:
+                status = self._prepare().lstat()
             except ForeignStoreError as error:
                 raise BackendUnavailableError(str(error)) from error
-        return found.st_dev, found.st_ino
+            found = status.st_dev, status.st_ino
+        return found
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -241,7 +250,7 @@ class Store:
         return connection
 
     def _prepare(self) -> Path:
-        path = self._path = prepare_folder(self._root, self._namespace, "cache.db")
+        path = self._path = prepare_folder(self._root, self._namespace, "cache.db", private=self._private)
         connection = self._connect()
         try:
             if _pragma(connection, "user_version") != _FORMAT:

@@ -37,6 +37,7 @@ from claude_force_cache import (
     SyncBackend,
     Usage,
     hookimpl,
+    parse_boolean,
     parse_duration,
 )
 
@@ -69,6 +70,7 @@ _OPTIONS = (
         minimum=0,
         maximum=3600,
     ),
+    Option("private", parse_boolean, True, "refuse a folder that other users can change or exchange"),
 )
 
 _GET = """
@@ -460,8 +462,8 @@ def _folder(url: BackendURL) -> Path:
 def _create(settings: BackendSettings) -> DiskBackend:
     from ._disk_store import Store  # diskcache is imported only for those who chose it
 
-    timeout = settings.options.get("busy_timeout", 5.0)
-    return DiskBackend(settings, Store(_folder(settings.url), settings.namespace, timeout))
+    timeout, private = settings.options.get("busy_timeout", 5.0), settings.options.get("private", True)
+    return DiskBackend(settings, Store(_folder(settings.url), settings.namespace, timeout, private=private))
 
 
 @hookimpl
