@@ -376,7 +376,7 @@ class Cache(Generic[V]):
         life, stay = self._lasting(self._clock(), self._life(ttl), 0.0)
         bond = _Bond(check_tags(tags) if tags else (), {}, self._invalidations)
         names = self._vault.names(key)
-        self._vault.overlook(names)
+        self._vault.parts.overlook(names)
         return await self._store(names, value, life, stay, bond)
 
     async def get_or_compute(
@@ -501,7 +501,7 @@ class Cache(Generic[V]):
         entry: Optional[CacheEntry[V]] = None
         async with AsyncExitStack() as held:
             if not looks:
-                self._vault.overlook(names)
+                self._vault.parts.overlook(names)
             else:
                 entry, found = await self._read(names, work.tags, demand)
                 if found is not None and self._leases is not None and not self._serves(entry, demand):
@@ -825,7 +825,7 @@ class Cache(Generic[V]):
                         entries -= 1
                         size -= len(stored.key) + len(entry.value)
                         repaired += 1
-        orphans = await self._vault.orphans(parts)
+        orphans = await self._vault.parts.orphans(parts)
         if repair:
             for name in orphans:
                 await self._vault.delete(name)

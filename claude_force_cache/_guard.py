@@ -16,10 +16,11 @@ import time
 from typing import Awaitable, Callable, Optional, Set, TypeVar
 
 import anyio
+from typing_extensions import Protocol
 
 from ._errors import BackendUnavailableError, CacheError, PartlyUnavailableError
 
-__all__ = ["Guard"]
+__all__ = ["Call", "Guard"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,13 @@ _LONGEST_PAUSE = 30.0
 _STALL = 0.01
 """Seconds that a timer has to be late for the event loop to have stood still."""
 _logger = logging.getLogger("claude_force_cache")
+
+
+class Call(Protocol):
+    """Calls a verb of the backend within a multiple of the budget of a look-up."""
+
+    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> Awaitable[T]:
+        """Return what ``verb`` returns."""
 
 
 class _Deadline:

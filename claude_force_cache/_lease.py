@@ -20,7 +20,7 @@ from typing import Callable, NamedTuple, Optional, Type, Union
 
 from ._backend import Backend, Clock
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError
-from ._vault import Call
+from ._guard import Call
 
 __all__ = ["Held", "Lease", "Leases"]
 

@@ -17,14 +17,14 @@ from typing import (
     TypeVar,
 )
 
-from typing_extensions import Protocol
-
 from ._backend import Backend, Clock, Entry, EntryInfo
-from ._chunks import IncompleteEntryError, Limits, Manifest, cut, entry_of
+from ._chunks import IncompleteEntryError, cut
 from ._coalescing import Coalescing
 from ._codecs import Codec
-from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
+from ._errors import EntryTooLargeError, InvalidValueError, PartlyUnavailableError
+from ._guard import Call
 from ._keys import KeyPart, encode_key
+from ._parts import Parts
 from ._results import StoredEntry
 from ._sealing import (
     AES,
@@ -65,8 +65,6 @@ _LONGEST_KNOWN_KEY = 256
 _LOOKS = 3
 """How often a value in parts is looked at that somebody replaces meanwhile, before it counts as a miss."""
 
-_MOST_SEEN = 4096
-
 
 class Found(Generic[V]):
     """A value that was found under one of its names, whole and not invalidated; fresh or not."""
@@ -80,13 +78,6 @@ class Found(Generic[V]):
         self.created_at = opened.created_at
         self.expires_at = opened.expires_at
         self.tags = tags
-
-
-class Call(Protocol):
-    """Calls a verb of the backend within a multiple of the budget of a look-up."""
-
-    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> Awaitable[T]:
-        """Return what ``verb`` returns."""
 
 
 class _Ring:
@@ -130,6 +121,8 @@ class Vault(Generic[V]):
     :param forget: called with the name of an entry that turned out to be of no use.
     :param discarded: called with the name and the reason when such an entry was deleted.
     :param clock: the time in seconds since 1970.
+
+    ``parts`` are those of values that the store cannot hold in one entry.
     """
 
     def __init__(
@@ -158,9 +151,7 @@ class Vault(Generic[V]):
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
             self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, _STORE_FACTOR, writes=True))
-        # Where values may be cut: what a look-up saw under a name, if it was a manifest, else None.
-        self._seen: Dict[str, Optional[bytes]] = {}
-        self._known_limits = (backend.capabilities, Limits.of(backend.capabilities, settings.max_bytes))
+        self.parts = Parts(backend, settings.max_bytes, call=call, sealer_of=self._sealer_of)
 
     def unlock(self, secrets: Secrets) -> None:
         """Take the secrets; nothing else works before."""
@@ -196,8 +187,7 @@ class Vault(Generic[V]):
         wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
         some = await self._get_many(wanted)
         read: _Read = {name: some.get(name) for name in wanted}
-        if self._limits.part is not None:
-            self._note(names, read)
+        self.parts.note(names, read)
         found = None
         for ring, name in zip(self._rings, names):
             entry = read[name]
@@ -245,11 +235,6 @@ class Vault(Generic[V]):
         if self._gathered is not None:
             return await self._gathered.get_many(names)
         return await self._call(lambda: self._backend.get_many(names))
-
-    def overlook(self, names: Iterable[str]) -> None:
-        """Forget what was seen under the names: the next store looks what it replaces."""
-        for name in names:
-            self._seen.pop(name, None)
 
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
@@ -306,63 +291,44 @@ class Vault(Generic[V]):
         :raises EntryTooLargeError: if it does not fit; the predecessor is gone.
         :raises BackendUnavailableError: if the store is not available.
         """
-        limits = self._limits
-        if limits.fits(names[0], sealed):
-            return await self._replace(names, sealed, ttl)
+        limits = self.parts.limits
+        parts: Dict[str, bytes] = {}
+        outdated: List[str] = []
+        evicted = 0
         try:
-            manifest, parts = await self._offload(len(sealed), lambda: cut(names[0], sealed, limits))
-        except EntryTooLargeError:
-            for name in names:
-                await self.delete(name)
-            raise
-        stand_in = self._rings[0].sealer.seal_stand_in(names[0], sealed, manifest.pack())
-        items = {part: (data, ttl) for part, data in parts.items()}
-        try:
-            evicted = await self._call(
-                lambda: self._backend.set_many(items), _STORE_FACTOR * manifest.patience, writes=True
-            )
+            if not limits.fits(names[0], sealed):
+                manifest, parts = await self._offload(len(sealed), lambda: cut(names[0], sealed, limits))
+                evicted = await self.parts.write(manifest, parts, ttl)
+                sealed = self._rings[0].sealer.seal_stand_in(names[0], sealed, manifest.pack())
+                self.parts.overlook(names)  # what was seen was seen long ago
+            outdated = await self.parts.under(names)
+            evicted += await self._set(names[0], sealed, ttl)
         except (EntryTooLargeError, PartlyUnavailableError) as error:
-            await self._drop(list(parts))
+            await self.parts.drop(parts)
             if isinstance(error, EntryTooLargeError):
+                await self.parts.drop(outdated)
                 for name in names:
                     await self.delete(name)
             raise
-        self.overlook(names)  # what was seen was seen long ago
-        return evicted + await self._replace(names, stand_in, ttl)
-
-    async def _replace(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
-        evicted, refused = 0, None
-        outdated = list(names[1:])
-        if self._limits.part is not None:
-            outdated += await self._call(lambda: self._parts_of(names), _STORE_FACTOR)
-        try:
-            if self._gathered is not None:
-                evicted = await self._gathered.set(names[0], sealed, ttl=ttl)
-            else:
-                evicted = await self._call(
-                    lambda: self._backend.set(names[0], sealed, ttl=ttl), _STORE_FACTOR, writes=True
-                )
-        except EntryTooLargeError as error:
-            refused = error
-        for name in outdated:
+        for name in names[1:]:
             await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
-        if refused is not None:
-            raise refused
+        await self.parts.drop(outdated)
         return evicted
+
+    async def _set(self, name: str, sealed: bytes, ttl: Optional[float]) -> int:
+        if self._gathered is not None:
+            return await self._gathered.set(name, sealed, ttl=ttl)
+        return await self._call(lambda: self._backend.set(name, sealed, ttl=ttl), _STORE_FACTOR, writes=True)
 
     async def delete(self, name: str) -> bool:
         """Delete whatever is under a name, with all its parts.
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        return await self._call(lambda: self._delete(name), _STORE_FACTOR, writes=True)
-
-    async def _delete(self, name: str) -> bool:
-        self.overlook([name])
-        parts = await self._parts_of([name])
-        deleted = await self._backend.delete(name)
-        for part in parts:
-            await self._backend.delete(part)
+        self.parts.overlook([name])
+        parts = await self.parts.under([name])
+        deleted = await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)
+        await self.parts.drop(parts)
         return deleted
 
     async def discard(self, name: str, entry: Entry, reason: str) -> bool:
@@ -395,84 +361,16 @@ class Vault(Generic[V]):
         deleted = await self._call(
             lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR, writes=True
         )
-        await self._drop(self._part_names(name, entry.value))
+        await self.parts.drop(self.parts.named_in(name, entry.value))
         return deleted
-
-    async def _drop(self, parts: Sequence[str]) -> None:
-        """Delete parts that nothing refers to any more, as far as that works; the rest expires or makes room."""
-        for part in parts:
-            try:
-                await self._call(lambda: self._backend.delete(part), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
-            except PartlyUnavailableError:
-                continue
-            except BackendUnavailableError:
-                return
-
-    async def orphans(self, names: Iterable[str]) -> List[str]:
-        """Return those of the names that are parts of nothing that the store has.
-
-        :raises BackendUnavailableError: if the store is not available.
-        """
-        families: Dict[str, List[str]] = {}
-        for name in names:
-            whole = entry_of(name)
-            if whole is not None:
-                families.setdefault(whole, []).append(name)
-        orphans: List[str] = []
-        for whole, parts in families.items():
-            entry = await self._backend.get(whole)
-            if entry is not None and is_stand_in(entry.value) and self._ring_of(entry.value) is None:
-                continue  # of a secret that is not known here
-            known = set() if entry is None else set(self._part_names(whole, entry.value))
-            orphans += [part for part in parts if part not in known]
-        return orphans
-
-    @property
-    def _limits(self) -> Limits:
-        capabilities, limits = self._known_limits
-        if capabilities is not self._backend.capabilities:  # complete once it is open
-            limits = Limits.of(self._backend.capabilities, self._settings.max_bytes)
-            self._known_limits = (self._backend.capabilities, limits)
-        return limits
-
-    def _note(self, names: Sequence[str], read: _Read) -> None:
-        """Remember what a look-up saw, so that the store that follows it need not look what it replaces."""
-        if len(self._seen) + len(names) > _MOST_SEEN:
-            self._seen.clear()
-        for name in names:
-            entry = read[name]
-            self._seen[name] = entry.value if entry is not None and is_stand_in(entry.value) else None
-
-    async def _parts_of(self, names: Sequence[str]) -> List[str]:
-        """Return the names of the parts of what is under the names, where values are cut."""
-        parts: List[str] = []
-        if self._limits.part is not None:
-            for name in names:
-                if name in self._seen:
-                    sealed = self._seen.pop(name)
-                else:
-                    entry = await self._backend.get(name)
-                    sealed = None if entry is None else entry.value
-                parts += [] if sealed is None else self._part_names(name, sealed)
-        return parts
-
-    def _manifest(self, name: str, sealed: bytes) -> Optional[Manifest]:
-        """Return the manifest of a value in parts; None for another value, and for what cannot be opened."""
-        ring = self._ring_of(sealed)
-        if ring is None or not is_stand_in(sealed):
-            return None
-        try:
-            return Manifest.unpack(ring.sealer.open_stand_in(name, sealed))
-        except CorruptEntryError:
-            return None
-
-    def _part_names(self, name: str, sealed: bytes) -> List[str]:
-        manifest = self._manifest(name, sealed)
-        return [] if manifest is None else manifest.names(name)
 
     def _ring_of(self, sealed: bytes) -> Optional[_Ring]:
         key_id = key_id_of(sealed)
         return next((ring for ring in self._rings if ring.sealer.key_id == key_id), None)
+
+    def _sealer_of(self, sealed: bytes) -> Optional[Sealer]:
+        ring = self._ring_of(sealed)
+        return None if ring is None else ring.sealer
 
     async def look_over(self, infos: Sequence[EntryInfo]) -> List[Tuple[StoredEntry[V], Entry]]:
         """Return those entries that are still there, opened, with what was read of each.
@@ -505,7 +403,7 @@ class Vault(Generic[V]):
         unread = _unread(ring, bound, read)
         if unread:
             _add(read, unread, await self._backend.get_many(unread))
-        manifest = self._manifest(name, entry.value)
+        manifest = self.parts.manifest(name, entry.value)
         if manifest is not None:
             size += manifest.size(name)
         state = "ok"
@@ -526,12 +424,7 @@ class Vault(Generic[V]):
         if not is_stand_in(sealed):
             effort = max(len(sealed), declared_length(sealed))
             return await self._offload(effort, lambda: self._decode(ring, name, sealed))
-        manifest = Manifest.unpack(ring.sealer.open_stand_in(name, sealed))
-        parts = manifest.names(name)
-        found = await call(lambda: self._backend.get_many(parts), manifest.patience)
-        missing = [part for part in parts if part not in found]
-        if missing:
-            raise IncompleteEntryError(missing)
+        manifest, found = await self.parts.read(ring.sealer, name, sealed, call)
         return await self._offload(manifest.length, lambda: self._decode(ring, name, manifest.join(name, found)))
 
     def _decode(self, ring: _Ring, name: str, sealed: bytes) -> Tuple[Opened, V]:
