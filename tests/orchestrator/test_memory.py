@@ -339,6 +339,37 @@ def test_a_choice_is_the_same_for_all_who_ask(tmp_path: Path) -> None:
     assert [session.task for session in store.recall(other._replace(request=b"3", most=2), 4.0).sessions] == ["c", "d"]
 
 
+def test_a_choice_is_void_when_a_session_of_it_is_gone_or_too_old(tmp_path: Path) -> None:
+    store = Sessions(tmp_path / "sessions.db")
+    for number, name in enumerate("abcd"):
+        store.record("agent", name, "x", number * DAY, anew=True, days=90.0, keep=10)
+    asked = Question("agent", text_digest("own"), b"request", 2, 3.0, life=None)
+
+    def recalled(day: float) -> List[str]:
+        return [session.task for session in store.recall(asked, day * DAY).sessions]
+
+    assert recalled(3.5) == ["c", "d"]
+    store.record("agent", "e", "x", 4 * DAY, anew=True, days=90.0, keep=10)
+    assert recalled(4.5) == ["c", "d"]
+    assert recalled(5.5) == ["d", "e"]  # by now c is too old
+    store.record("agent", "f", "x", 5.5 * DAY, anew=True, days=90.0, keep=10)
+    assert recalled(5.6) == ["d", "e"]
+    store.forget(ids=[4])
+    assert recalled(5.7) == ["e", "f"]
+
+
+def test_an_answer_out_of_the_cache_adds_nothing_to_a_task_that_is_known_by_then(tmp_path: Path) -> None:
+    store = Sessions(tmp_path / "sessions.db")
+    for output, anew in (("first", False), ("second", False), ("third", True), ("first", True)):
+        store.record("agent", "a", output, 1.0, anew=anew, days=90.0, keep=10)
+    store.record("another", "a", "first", 1.0, anew=False, days=90.0, keep=10)
+    assert [(session.agent, session.output) for session in store.latest()] == [
+        ("another", "first"),
+        ("agent", "third"),
+        ("agent", "first"),
+    ]
+
+
 def test_only_its_owner_can_read_the_file(ask: Any, file: Path) -> None:
     old = os.umask(0)
     try:
