@@ -1,6 +1,6 @@
 """One of three Memcached servers is lost: what a look-up and a store cost meanwhile, and what is still found.
 
-    python -m reliability.lost_server [--seconds N]
+    python -m reliability.lost_server [--seconds N] [--entries N]
 
 Starts three servers, and kills only these.
 """
@@ -26,7 +26,6 @@ from claude_force_cache import MISSING, BytesCodec, Cache, open_cache
 
 __all__ = ["main"]
 
-_KEYS = 3000
 _VALUE = 2048
 _TASKS = 8
 _START_SECONDS = 10.0
@@ -87,7 +86,7 @@ def _server() -> Iterator[Memcached]:
         server.kill()
 
 
-async def _work(cache: Cache[bytes], seconds: float) -> Phase:
+async def _work(cache: Cache[bytes], entries: int, seconds: float) -> Phase:
     """Look keys up at random, and store anew one in ten, from several tasks at once."""
     phase = Phase([], [], 0, 0)
     hits = stored = 0
@@ -97,7 +96,7 @@ async def _work(cache: Cache[bytes], seconds: float) -> Phase:
         nonlocal hits, stored
         rng = random.Random(seed)
         while time.monotonic() < end:
-            key = rng.randrange(_KEYS)
+            key = rng.randrange(entries)
             began = time.perf_counter()
             if rng.random() < 0.9:
                 found = await cache.get(key)
@@ -113,36 +112,37 @@ async def _work(cache: Cache[bytes], seconds: float) -> Phase:
 
 
 def _report(name: str, phase: Phase) -> None:
-    def milliseconds(times: List[float]) -> str:
+    def figures(times: List[float], successes: int) -> str:
+        if not times:
+            return "none"
         ranked = sorted(times)
         quantiles = (statistics.median(ranked), ranked[int(len(ranked) * 0.99)], ranked[-1])
-        return " ".join(f"{1000 * seconds:8.2f}" for seconds in quantiles)
+        return " ".join(f"{1000 * seconds:8.2f}" for seconds in quantiles) + f" {successes / len(times):7.1%}"
 
-    found, stored = phase.hits / len(phase.lookups), phase.stored / len(phase.stores)
-    print(f"{name:26} {milliseconds(phase.lookups)} {found:7.1%} | {milliseconds(phase.stores)} {stored:7.1%}")
+    print(f"{name:26} {figures(phase.lookups, phase.hits)} | {figures(phase.stores, phase.stored)}")
 
 
-async def _fill(cache: Cache[bytes]) -> None:
-    for key in range(_KEYS):
+async def _fill(cache: Cache[bytes], entries: int) -> None:
+    for key in range(entries):
         await cache.set(key, os.urandom(_VALUE))
 
 
-async def _lose(servers: List[Memcached], seconds: float) -> None:
+async def _lose(servers: List[Memcached], entries: int, seconds: float) -> None:
     url = "memcached://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
     async with open_cache(url, codec=BytesCodec(), secrets="of an experiment only", tier_bytes=0) as cache:
-        await _fill(cache)
+        await _fill(cache, entries)
         columns = f"{'median':>8} {'p99':>8} {'most ms':>8}"
         print(f"{'':26} {columns} {'found':>7} | {columns}  stored")
-        _report("three servers", await _work(cache, seconds))
+        _report("three servers", await _work(cache, entries, seconds))
         servers[1].kill()
-        _report("one killed: it refuses", await _work(cache, seconds))
+        _report("one killed: it refuses", await _work(cache, entries, seconds))
         servers[1].start()
-        _report("back, empty", await _work(cache, seconds))
-        await _fill(cache)
+        _report("back, empty", await _work(cache, entries, seconds))
+        await _fill(cache, entries)
         servers[1].signal(signal.SIGSTOP)
-        _report("one stopped: it is silent", await _work(cache, seconds))
+        _report("one stopped: it is silent", await _work(cache, entries, seconds))
         servers[1].signal(signal.SIGCONT)
-        _report("back, with what it had", await _work(cache, seconds))
+        _report("back, with what it had", await _work(cache, entries, seconds))
         usage = await cache.usage()
         report = await cache.verify()
         print(f"account: {usage.entries} entries, {usage.bytes} bytes; as counted: {report.consistent}")
@@ -174,10 +174,11 @@ def main() -> None:
     """Run the experiment and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each phase takes")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--entries", type=int, default=3000, help="how many entries there are")
+    options = parser.parse_args()
     with ExitStack() as stack:
         servers = [stack.enter_context(_server()) for _ in range(3)]
-        asyncio.run(_lose(servers, seconds))
+        asyncio.run(_lose(servers, options.entries, options.seconds))
         asyncio.run(_long_answer(servers[:1], 20))
         asyncio.run(_long_answer(servers, 20))
 
