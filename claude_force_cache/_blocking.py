@@ -106,6 +106,7 @@ class BlockingCache(Generic[V]):
         store_if: Optional[Callable[[V], bool]] = None,
         usable_if: Optional[Callable[[V], bool]] = None,
         refresh: bool = False,
+        refresh_ahead: float = 0.0,
     ) -> CacheEntry[V]:
         """See :meth:`Cache.fetch`; ``compute`` runs in a worker thread and may block."""
 
@@ -125,6 +126,7 @@ class BlockingCache(Generic[V]):
                 store_if=store_if,
                 usable_if=usable_if,
                 refresh=refresh,
+                refresh_ahead=refresh_ahead,
             )
         )
 

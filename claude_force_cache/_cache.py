@@ -404,6 +404,7 @@ class Cache(Generic[V]):
         store_if: Optional[Callable[[V], bool]] = None,
         usable_if: Optional[Callable[[V], bool]] = None,
         refresh: bool = False,
+        refresh_ahead: float = 0.0,
     ) -> CacheEntry[V]:
         """Return the stored entry, or compute it once for everybody who asks meanwhile.
 
@@ -429,10 +430,16 @@ class Cache(Generic[V]):
         :param store_if: asked with a new value; False means that it is returned but not stored.
         :param usable_if: asked with a value that somebody else made; False means that this caller needs its own.
         :param refresh: do not look, compute and store.
+        :param refresh_ahead: the last share of a value's freshness, 0 to 1, in which it is returned while a new one
+            is computed in the background, once for all processes that share the store. So a value that is in use
+            is never late. :meth:`close` waits for that.
         :raises InvalidKeyError: if the key cannot be encoded, or, where a value has to be made, a tag cannot be used.
-        :raises ValueError: if ``ttl`` is not above zero, likewise, or another number of seconds is below it.
+        :raises ValueError: if ``ttl`` is not above zero, likewise, or another number of seconds is below it, or
+            ``refresh_ahead`` is not from 0 to 1.
         :raises Exception: what ``compute`` raises.
         """
+        if not 0 <= refresh_ahead <= 1:
+            raise ValueError(f"refresh_ahead is {refresh_ahead!r}: expected a share from 0 to 1")
         if not self._opened:
             await self.open()
         demand = _ANY
@@ -440,7 +447,7 @@ class Cache(Generic[V]):
             demand = _demand(max_age, stale_while_revalidate, stale_if_error, stale_if, usable_if)
         names = self._vault.names(key)
         entry = None if refresh else self._from_tier(names, demand)
-        if entry is None:
+        if entry is None or refresh_ahead:
             work = _Work(
                 compute,
                 self._life(ttl),
@@ -448,11 +455,13 @@ class Cache(Generic[V]):
                 check_tags(tags) if tags else (),
                 store_if,
             )
-            if self._alone and not refresh:
+            if entry is None and self._alone and not refresh:
                 # Nothing is waited for in between, so no other caller can slip in.
                 entry, _ = await self._read(names, work.tags, demand)
             if entry is None or entry.stale:  # what to do with a stale one is decided in the flight
                 entry = await self._fly(names, work, demand, refresh)
+            if refresh_ahead and entry.cached and not entry.stale:
+                self._renew(entry, refresh_ahead, names, work, demand)
         self._count("hits" if entry.cached else "misses")
         if entry.stale:
             self._count("stale")
@@ -582,13 +591,23 @@ class Cache(Generic[V]):
         flight.commit()
         return await self._keep_new(names, value, work, _Bond(work.tags, epochs, invalidations))
 
+    def _renew(self, entry: CacheEntry[V], share: float, names: Sequence[str], work: _Work[V], demand: _Demand) -> None:
+        """Begin to make a value anew that is fresh, and in the last share of its freshness."""
+        age = self._clock() - entry.created_at
+        life = float("inf") if entry.expires_at is None else entry.expires_at - entry.created_at
+        life = life if demand.max_age is None else min(life, demand.max_age)
+        if life < float("inf") and age >= life * (1 - share):
+            # From this age on, a value counts as late for whoever makes the next one.
+            late = demand._replace(max_age=age, stale_if_error=0.0)
+            self._flight.start(f"refresh {names[0]}", lambda flight: self._refresh(flight, names, work, late))
+
     async def _refresh(
         self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand
     ) -> _Landed[V]:
         try:
             return await self._work_in_turn(flight, names, work, demand)
         except Exception as error:
-            _logger.info("cache %s serves a stale value, which could not be made anew: %s", self.url, error)
+            _logger.info("cache %s serves an old value, which could not be made anew: %s", self.url, error)
             raise
 
     async def _work_in_turn(

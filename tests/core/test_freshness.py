@@ -129,6 +129,86 @@ def test_a_failed_refresh_in_the_background_is_nobodys_error_and_is_tried_again(
     run(test)
 
 
+@tiered
+def test_a_value_in_use_is_made_anew_before_it_is_late(tier: int) -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=100, refresh_ahead=0.2)
+        clock.now += 79.9
+        assert (await cache.fetch("key", source, ttl=100, refresh_ahead=0.2)).value == 1
+        await cache._flight.settle()
+        assert source.asked == 1
+        clock.now += 0.1
+        assert (await cache.fetch("key", source, ttl=100)).value == 1  # who does not ask for it starts nothing
+        source.gate = asyncio.Event()
+        entries = await asyncio.gather(*(cache.fetch("key", source, ttl=100, refresh_ahead=0.2) for _ in range(50)))
+        assert {(entry.value, entry.stale, entry.cached, entry.age) for entry in entries} == {(1, False, True, 80.0)}
+        await until(lambda: source.asked == 2)
+        source.gate.set()
+        await cache._flight.settle()
+        entry = await cache.fetch("key", source, ttl=100, refresh_ahead=0.2)
+        assert (entry.value, entry.age, source.asked, cache.stats().stale) == (2, 0.0, 2, 0)
+
+    run(test, tier_bytes=tier)
+
+
+def test_a_readers_own_bound_is_what_a_value_is_made_anew_ahead_of() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=None)
+        clock.now += 50
+        await cache.fetch("key", source, ttl=None, refresh_ahead=0.5)  # it is never late
+        await cache.fetch("key", source, ttl=None, refresh_ahead=0.5, max_age=101)
+        await cache._flight.settle()
+        assert source.asked == 1
+        assert (await cache.fetch("key", source, ttl=None, refresh_ahead=0.5, max_age=100)).value == 1
+        await cache._flight.settle()
+        assert (await cache.get("key"), source.asked) == (2, 2)
+
+    run(test)
+
+
+def test_what_cannot_be_made_anew_ahead_of_time_stays_until_it_is_late() -> None:
+    async def test(cache: Cache[Any], clock: ManualClock, source: Source) -> None:
+        await cache.fetch("key", source, ttl=100)
+        source.error = OSError("down")
+        clock.now += 95
+        for _ in range(2):
+            assert (await cache.fetch("key", source, ttl=100, refresh_ahead=0.1)).value == 1
+            await cache._flight.settle()
+        clock.now += 5
+        with pytest.raises(OSError, match="down"):
+            await cache.fetch("key", source, ttl=100, refresh_ahead=0.1)
+        for share in (-0.1, 1.1, float("nan")):
+            with pytest.raises(ValueError, match="refresh_ahead"):
+                await cache.fetch("key", source, refresh_ahead=share)
+
+    run(test)
+
+
+def test_of_several_processes_one_makes_a_value_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock, source = ManualClock(), Source()
+        caches = [
+            open_cache(f"disk://{tmp_path}/cache", clock=clock, secrets=SECRET, tier_bytes=tier)
+            for tier in (0, 0, 1_000)
+        ]
+        try:
+            for cache in caches:
+                await cache.fetch("key", source, ttl=100, refresh_ahead=0.2)
+            clock.now += 90
+            for _ in range(2):  # the second time, all see what one has made
+                for cache in caches:
+                    assert (await cache.fetch("key", source, ttl=100, refresh_ahead=0.2)).value in {1, 2}
+                for cache in caches:
+                    await cache._flight.settle()
+            assert source.asked == 2
+            assert [(await cache.fetch("key", source)).value for cache in caches] == [2, 2, 2]
+        finally:
+            for cache in caches:
+                await cache.close()
+
+    asyncio.run(main())
+
+
 def test_closing_waits_for_what_is_made_in_the_background() -> None:
     async def main() -> None:
         clock, source = ManualClock(), Source()
