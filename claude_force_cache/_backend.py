@@ -144,7 +144,8 @@ class Backend(ABC):
         Each entry is read atomically, the whole is not a snapshot. Repeated keys are allowed. Counts as a
         use of what was found. Stores with a bulk read should override this: one round trip for all.
 
-        :raises BackendUnavailableError: if the store does not answer, also for a part of the keys.
+        :raises BackendUnavailableError: if the store does not answer, also for a part of the keys. A store of
+            several servers may leave out the keys of one that does not answer, while others do.
         """
         found = {}
         for key in dict.fromkeys(keys):
