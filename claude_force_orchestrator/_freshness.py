@@ -40,6 +40,8 @@ class Freshness:
         as stale, while a new one is asked for in the background. The default is 0.
     :param stale_if_error_hours: for how long after its freshness an answer is given, marked as stale, if the API
         cannot answer for the time being; see :func:`passes`. The default is 0.
+    :param refresh_ahead: the last share of an answer's freshness, 0 to 1, in which it is given while a new one is asked
+        for in the background, once, so that an answer in use is never late. The default is 0.
     :param variants: how many answers are kept for each question; a call gets one of them at random. The default
         is 1.
     """
@@ -48,6 +50,7 @@ class Freshness:
     max_age_hours: Optional[float] = None
     stale_while_revalidate_hours: Optional[float] = None
     stale_if_error_hours: Optional[float] = None
+    refresh_ahead: Optional[float] = None
     variants: Optional[int] = None
 
     @classmethod
@@ -105,6 +108,8 @@ class Freshness:
         if self.stale_if_error_hours:
             arguments["stale_if_error"] = self.stale_if_error_hours * _HOUR
             arguments["stale_if"] = passes
+        if self.refresh_ahead:
+            arguments["refresh_ahead"] = self.refresh_ahead
         return arguments
 
 
@@ -127,6 +132,8 @@ def _check(shown: str, name: str, value: Any) -> Any:
         return None
     if name == "variants":
         return check_whole(shown, value, least=1, most=MOST_VARIANTS)
+    if name == "refresh_ahead":
+        return check_number(shown, value, least=0, most=1)
     if name == "ttl_hours":
         return check_number(shown, value, above=0, most=MOST_HOURS)
     return check_number(shown, value, least=0, most=MOST_HOURS)

@@ -37,5 +37,6 @@ class ExecutionOptions(TypedDict, total=False):
     max_age_hours: Optional[float]
     stale_while_revalidate_hours: Optional[float]
     stale_if_error_hours: Optional[float]
+    refresh_ahead: Optional[float]
     variants: Optional[int]
     tags: Iterable[str]

@@ -282,6 +282,8 @@ class AsyncAgentOrchestrator:
             marked as stale, while a new one is asked for in the background.
         :param stale_if_error_hours: for how long after its freshness a stored answer is given, marked as stale, if
             the API is overloaded, faulty, out of reach or limits the rate, after all retries.
+        :param refresh_ahead: the last share of an answer's freshness, 0 to 1, in which it is given while a new one is
+            asked for in the background.
         :param variants: how many answers are kept for this task, of which one is given at random.
         :param tags: what the answer can be invalidated by, besides its agent, model and workflow.
         :param deadline_seconds: the bound of this execution in seconds; by default the orchestrator's. Whoever
@@ -313,6 +315,7 @@ class AsyncAgentOrchestrator:
         max_age_hours: Optional[float] = None,
         stale_while_revalidate_hours: Optional[float] = None,
         stale_if_error_hours: Optional[float] = None,
+        refresh_ahead: Optional[float] = None,
         variants: Optional[int] = None,
         tags: Iterable[str] = (),
     ) -> AgentResult:
@@ -326,6 +329,7 @@ class AsyncAgentOrchestrator:
                 max_age_hours=max_age_hours,
                 stale_while_revalidate_hours=stale_while_revalidate_hours,
                 stale_if_error_hours=stale_if_error_hours,
+                refresh_ahead=refresh_ahead,
                 variants=variants,
             )
             answering = self._answer(

@@ -257,6 +257,7 @@ class Settings:
             "max_age_hours": self.freshness.max_age_hours,
             "stale_while_revalidate_hours": self.freshness.stale_while_revalidate_hours or 0.0,
             "stale_if_error_hours": self.freshness.stale_if_error_hours or 0.0,
+            "refresh_ahead": self.freshness.refresh_ahead or 0.0,
             "variants": self.freshness.variants or 1,
             "exclude_agents": sorted(self.exclude_agents),
             "on_suspicion": self.on_suspicion,

@@ -59,6 +59,30 @@ async def settled(it: AsyncAgentOrchestrator, api: Any, count: int) -> None:
 
 
 @pytest.mark.parametrize("where", ["call", "agent", "section"])
+def test_an_answer_in_use_is_asked_for_again_before_it_is_late(
+    run: Any, api: Any, edit: Any, clock: Clock, where: str
+) -> None:
+    ahead = {"refresh_ahead": 0.25}
+    edit(cache=ahead if where == "section" else {}, agents=agents(**(ahead if where == "agent" else {})))
+    options = ahead if where == "call" else {}
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_agent("code-reviewer", "x", **options)
+        clock.pass_hours(17.9)
+        assert (await it.execute_agent("code-reviewer", "x", **options)).metadata.cached
+        clock.pass_hours(0.2)
+        results = await asyncio.gather(*(it.execute_agent("code-reviewer", "x", **options) for _ in range(20)))
+        assert {(result.metadata.cached, result.metadata.stale) for result in results} == {(True, False)}
+        await settled(it, api, 2)
+        clock.pass_hours(17.9)
+        assert (await it.execute_agent("code-reviewer", "x", **options)).metadata.cached
+        assert it.totals.calls == 2
+
+    run(ask, clock=clock)
+    assert len(api.requests) == 2
+
+
+@pytest.mark.parametrize("where", ["call", "agent", "section"])
 def test_a_life_is_that_of_the_call_else_the_agent_else_the_section(
     run: Any, api: Any, edit: Any, clock: Clock, where: str
 ) -> None:

@@ -37,6 +37,7 @@ def test_defaults_are_shown_with_their_origin(config: Path, monkeypatch: pytest.
         "max_age_hours": (None, "default"),
         "stale_while_revalidate_hours": (0, "default"),
         "stale_if_error_hours": (0, "default"),
+        "refresh_ahead": (0.0, "default"),
         "variants": (1, "default"),
         "exclude_agents": ([], "default"),
         "on_suspicion": ("report", "default"),
