@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import pytest
 from pymemcache.client.base import Client
 
+from claude_force_backends._memcached_account import _LOCK_SECONDS
 from claude_force_backends.memcached import MemcachedBackend, claude_force_cache_backend
 from claude_force_cache import (
     BackendSettings,
@@ -402,6 +403,14 @@ def test_a_lost_counter_is_counted_anew(memcached_server: Any, namespace: str, l
         assert account(store)[1] <= counted(client, namespace) <= 1000
 
 
+def test_whoever_died_while_making_room_holds_up_nobody_for_long(memcached_server: Any, namespace: str) -> None:
+    with plain_client(memcached_server) as client, opened(memcached_server.url, namespace, 1000) as store:
+        client.set(f"cfc:{namespace}:!lock", b"of the dead", expire=_LOCK_SECONDS)
+        client.delete(f"cfc:{namespace}:!account")
+        store.set("key", b"value", ttl=None)
+        assert account(store) == [1, 8]
+
+
 def test_the_counter_stays_a_number_that_no_server_takes_for_a_negative_one(
     memcached_server: Any, namespace: str
 ) -> None:
@@ -424,6 +433,7 @@ def test_namespaces_above_a_new_limit_are_trimmed_at_open(memcached_server: Any,
 
 _WRITER = """
 import random, sys
+from claude_force_backends._memcached_account import _LOCK_SECONDS
 from claude_force_backends.memcached import MemcachedBackend
 from claude_force_cache import BackendSettings, BackendURL
 
