@@ -252,13 +252,18 @@ def command_line() -> Iterator[str]:
         yield f"## `{' '.join([*path, usage]).strip()}`\n"
         yield f"{' '.join((command.help or '').split())}\n"
         rows = [
-            f"| `{parameter.name.upper() if parameter in arguments else ', '.join(parameter.opts)}` "
+            f"| `{parameter.name.upper() if parameter in arguments else spelled(parameter)}` "
             f"| {' '.join((getattr(parameter, 'help', '') or '').split())} |"
             for parameter in command.params
             if "--help" not in parameter.opts
         ]
         if rows:
             yield "\n".join(["| argument or option | meaning |", "|---|---|", *rows, ""])
+
+
+def spelled(option: Any) -> str:
+    """Return all ways to write an option."""
+    return ", ".join([*option.opts, *option.secondary_opts])
 
 
 def commands(path: List[str], command: Any) -> Iterator[Tuple[List[str], Any]]:

@@ -14,6 +14,7 @@ from ._console import duration_text, note, print_json, print_table, quiet_log, s
 from ._explain import explain
 from ._failure import FAILED, CommandError
 from ._options import CacheOption, ConfigOption, JSONOption
+from ._warm import warm
 
 if TYPE_CHECKING:
     from claude_force_cache import Cache, StoredEntry
@@ -209,6 +210,7 @@ def invalidate(
 
 
 cache_app.command("explain")(explain)
+cache_app.command("warm")(warm)
 
 
 @cache_app.command("verify")

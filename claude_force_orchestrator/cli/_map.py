@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .._orchestrator import AsyncAgentOrchestrator
     from ._lines import Line
 
-__all__ = ["map_tasks"]
+__all__ = ["count_tasks", "map_tasks", "opened", "parse_task"]
 
 _WINDOW = 256
 """Tasks in memory at a time, besides the API calls that may be under way, so that hits need not queue behind misses."""
@@ -118,9 +118,9 @@ def map_tasks(
             tags=tag,
         ),
     }
-    with _opened(tasks, out) as (source, target):
+    with opened(tasks, out) as (source, target):
         batch = _Batch(orchestrator, agent, arguments, _WINDOW + max_concurrent)
-        total = _total(source)
+        total = count_tasks(source)
         with progress() as bar:
             shown = bar.add_task(agent, total=total)
             run_command(
@@ -185,7 +185,7 @@ class _Batch:
         index, text = line
         row: Dict[str, object] = {"index": index}
         try:
-            task, agent, identifier = _parse(text)
+            task, agent, identifier = parse_task(text)
         except (ValueError, RecursionError) as error:
             problem = f"line {index + 1} is no task: {error}"
             row.update(agent=self.agent, success=False, output="", errors=[problem], metadata=None)
@@ -211,7 +211,7 @@ async def _first(under_way: "Set[asyncio.Task[None]]") -> None:
         task.result()
 
 
-def _parse(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
+def parse_task(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
     """Return the task of a line, its agent and its id.
 
     :raises ValueError: if the line is not a task.
@@ -243,7 +243,7 @@ def _parse(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
 
 
 @contextmanager
-def _opened(tasks: str, out: str) -> "Iterator[Tuple[int, int]]":
+def opened(tasks: str, out: str) -> "Iterator[Tuple[int, int]]":
     """Open both files unbuffered, before anything is paid for."""
     source = sys.stdin.fileno() if tasks == "-" else _open(tasks, os.O_RDONLY, "read")
     target = -1
@@ -282,7 +282,7 @@ def _open(path: str, flags: int, verb: str) -> int:
     return descriptor
 
 
-def _total(source: int) -> Optional[int]:
+def count_tasks(source: int) -> Optional[int]:
     """Return the number of tasks in a file, or None for a pipe or a terminal."""
     from ._lines import count_lines
 
