@@ -144,7 +144,8 @@ class Memory:
             life,
         )
         try:
-            found = await anyio.to_thread.run_sync(self._sessions.recall, question, now)
+            # A file that is locked must hold up no deadline; what the thread still does then is harmless.
+            found = await anyio.to_thread.run_sync(self._sessions.recall, question, now, abandon_on_cancel=True)
         except (OSError, sqlite3.Error) as error:
             self._report("read", error)
             return Recalled()

@@ -165,24 +165,25 @@ def _cells(result: StepResult) -> Tuple[str, ...]:
     metadata = result.result.metadata
     if result.state == "failed":
         return result.state, " ".join(result.result.errors), ""
+    about = [f"suspicious: {', '.join(metadata.suspicions)}"] if metadata.suspicions else []
     if result.state == "cached":
         age = metadata.cache_age_seconds
-        when = "from a call under way" if age is None else f"{duration_text(age)} old"
-        return (
-            result.state,
-            f"{when}, past its freshness" if metadata.stale else when,
-            f"{usd(metadata.saved_cost)} saved",
-        )
-    taken = f"{metadata.execution_time_ms / 1000:.1f} s, {metadata.input_tokens:,} + {metadata.output_tokens:,} tokens"
-    return result.state, f"cut short, {taken}" if metadata.truncated else taken, usd(metadata.estimated_cost)
+        about.append("from a call under way" if age is None else f"{duration_text(age)} old")
+        about.extend(["past its freshness"] if metadata.stale else [])
+        return result.state, ", ".join(about), f"{usd(metadata.saved_cost)} saved"
+    about.extend(["cut short"] if metadata.truncated else [])
+    about.append(f"{metadata.execution_time_ms / 1000:.1f} s")
+    about.append(f"{metadata.input_tokens:,} + {metadata.output_tokens:,} tokens")
+    return result.state, ", ".join(about), usd(metadata.estimated_cost)
 
 
 @contextmanager
 def live_tree(workflow: Workflow, task: str) -> Iterator[_Progress]:
     """Show a run on standard error while it lasts, as a tree that is drawn again, or as lines if it is no terminal."""
     screen = console(stderr=True)
-    progress = _Progress(workflow, task, drawn=screen.is_terminal)
-    if not screen.is_terminal:
+    drawn = screen.is_terminal and not screen.is_dumb_terminal
+    progress = _Progress(workflow, task, drawn=drawn)
+    if not drawn:
         yield progress
         return
     from rich.live import Live

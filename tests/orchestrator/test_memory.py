@@ -15,7 +15,14 @@ from typing import Any, Dict, List, Optional
 
 import pytest
 
-from claude_force_orchestrator import AsyncAgentOrchestrator, ConfigError, Context, ProjectError, Settings
+from claude_force_orchestrator import (
+    AsyncAgentOrchestrator,
+    ConfigError,
+    Context,
+    DeadlineExceededError,
+    ProjectError,
+    Settings,
+)
 from claude_force_orchestrator._sessions import LONGEST_OUTPUT, LONGEST_TASK, Question, Session, Sessions, text_digest
 
 DAY = 86_400.0
@@ -368,6 +375,26 @@ def test_an_answer_out_of_the_cache_adds_nothing_to_a_task_that_is_known_by_then
         ("agent", "third"),
         ("agent", "first"),
     ]
+
+
+def test_a_file_that_another_process_has_locked_holds_up_nobody_else(remember: Any, ask: Any, file: Path) -> None:
+    ask("a")
+    lock = sqlite3.connect(str(file), isolation_level=None)
+
+    async def test(it: AsyncAgentOrchestrator) -> None:
+        lock.execute("BEGIN EXCLUSIVE")
+        waiting = asyncio.ensure_future(it.execute_agent("code-reviewer", "b"))
+        assert (await it.execute_agent("doc_writer", "c", use_memory=False)).success
+        late = await it.execute_agent("code-reviewer", "d", deadline_seconds=0.2)
+        assert isinstance(late.error, DeadlineExceededError)
+        assert not waiting.done()
+        lock.execute("ROLLBACK")
+        assert (await waiting).metadata.memory_sessions == 1
+
+    try:
+        remember(test)
+    finally:
+        lock.close()
 
 
 def test_only_its_owner_can_read_the_file(ask: Any, file: Path) -> None:
