@@ -501,10 +501,11 @@ def test_lives_beyond_a_month_end_when_the_server_says(memcached_server: Any, na
             entry = await cache.get_entry(key)
             assert entry is not None
             expected = min(life or 10**9, 365 * 86_400.0)
-            assert entry.expires_at == entry.created_at + expected
+            assert entry.expires_at is not None
+            assert entry.expires_at - entry.created_at == pytest.approx(expected, abs=0.01)
             (info,) = [info async for info in cache._backend.scan() if info.key == entry.key]
             assert info.ttl is not None
-            assert expected - 5 <= info.ttl <= expected + 4
+            assert expected - 10 <= info.ttl <= expected + 10
         await cache.clear()
 
     on_cache(memcached_server.url, namespace, test)
