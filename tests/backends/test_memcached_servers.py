@@ -134,8 +134,8 @@ def test_a_lost_server_takes_its_own_keys_with_it_and_no_others(
 def test_two_servers_keep_the_contract_together(start_server: Any) -> None:
     """What depends on how entries are divided; the rest is as with one server, for which the whole kit runs."""
     url = url_of(start_server("memcached"), start_server("memcached")) + "?socket_timeout=2s"
-    names = ("capabilities_as_declared", "capability_max_value_bytes", "limit_is_hard", "limit_at_open")
-    names += ("read_in_bulk", "size_of_bulk", "size_after_clear", "concurrent_adds", "scan_of_many")
+    names = ["capabilities_as_declared", "capability_max_value_bytes", "limit_is_hard", "limit_at_open"]
+    names += ["read_in_bulk", "size_of_bulk", "size_after_clear", "concurrent_adds", "scan_of_many"]
     report = check_backend(suite_of_url(url), checks=names)
     assert len(report.of("passed")) == len(names), str(report)
 
