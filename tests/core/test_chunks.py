@@ -127,7 +127,7 @@ def test_a_value_of_any_length_comes_back(
     run(store_url, test, encrypt=encrypt)
 
 
-FAULTS = {
+FAULTS: Dict[str, Callable[[bytes, bytes, bytes], Optional[bytes]]] = {
     "removed": lambda part, older, other: None,
     "emptied": lambda part, older, other: b"",
     "truncated": lambda part, older, other: part[:-1],
@@ -286,7 +286,7 @@ def test_a_reader_has_the_old_value_or_the_new_one_while_it_is_overwritten(store
             while not done:
                 found = await reader.get("key")
                 assert found in values[last:], "older than before, a mixture, or nothing"
-                last = values.index(found)  # type: ignore[arg-type]  # it is one of them
+                last = values.index(found)
                 reads += 1
                 await asyncio.sleep(0)
             return reads
