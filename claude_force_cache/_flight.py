@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import Awaitable, Callable, Dict, Generic, List, MutableMapping, Tuple, TypeVar
+from typing import Awaitable, Callable, Dict, Generic, List, MutableMapping, Set, Tuple, TypeVar
 from weakref import WeakKeyDictionary
 
 __all__ = ["Flight", "SingleFlight"]
@@ -86,6 +86,8 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._loops: MutableMapping[asyncio.AbstractEventLoop, Dict[str, Flight[T]]] = WeakKeyDictionary()
+        # Also of flights that nobody can join any more: what was cancelled may still be giving back its lease.
+        self._tasks: MutableMapping[asyncio.AbstractEventLoop, Set[asyncio.Future[T]]] = WeakKeyDictionary()
 
     async def run(self, key: str, work: Callable[[Flight[T]], Awaitable[T]]) -> Tuple[T, bool]:
         """Return the result of ``work`` for ``key``, and whether this caller's own ``work`` made it.
@@ -102,7 +104,7 @@ class SingleFlight(Generic[T]):
             flight = flights.get(key)
             leads = flight is None
             if flight is None:
-                flight = Flight(key, flights, work)
+                flight = self._launch(key, flights, work)
             elif flight in _aboard.get():
                 raise RuntimeError("a computation asks for the answer that it computes, and would wait for itself")
             try:
@@ -120,11 +122,18 @@ class SingleFlight(Generic[T]):
         flights = self._loops.setdefault(asyncio.get_running_loop(), {})
         flight = flights.get(key)
         if flight is None:
-            flight = Flight(key, flights, work)
+            flight = self._launch(key, flights, work)
         flight.commit()
 
     async def settle(self) -> None:
-        """Wait until the work that is under way in this event loop is done."""
-        tasks = [flight.task for flight in self._loops.get(asyncio.get_running_loop(), {}).values()]
+        """Wait until the work that is under way in this event loop is done, also what was cancelled."""
+        tasks = tuple(self._tasks.get(asyncio.get_running_loop(), ()))
         if tasks:
             await asyncio.wait(tasks)
+
+    def _launch(self, key: str, flights: Dict[str, Flight[T]], work: Callable[[Flight[T]], Awaitable[T]]) -> Flight[T]:
+        flight = Flight(key, flights, work)
+        tasks = self._tasks.setdefault(asyncio.get_running_loop(), set())
+        tasks.add(flight.task)
+        flight.task.add_done_callback(tasks.discard)
+        return flight

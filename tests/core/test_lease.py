@@ -249,6 +249,24 @@ def test_a_cancelled_caller_leaves_no_lease(shared_url: str, namespace: str) -> 
     together(shared_url, 2, test, namespace, lease="10m")
 
 
+def test_closing_right_after_a_cancellation_leaves_no_lease(shared_url: str, namespace: str) -> None:
+    async def test(first: Cache[Any], second: Cache[Any]) -> None:
+        caller = asyncio.ensure_future(second.get_or_compute(KEY, Counter(SECONDS)))
+        lease = await lease_of(first)
+
+        async def is_held() -> bool:
+            return lease in [info.key for info in await infos(first)]
+
+        await until(is_held)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await second.close()
+        assert not await is_held()
+
+    together(shared_url, 2, test, namespace)
+
+
 def test_without_leases_each_makes_its_own(disk_url: str, namespace: str) -> None:
     counter = Counter()
 
