@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Set, Tuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from claude_force_orchestrator import (
+    AgentResult,
     AsyncAgentOrchestrator,
     Context,
+    ExecutionMetadata,
     InvalidTaskError,
     ProjectError,
+    Step,
     StepResult,
     Workflow,
     WorkflowError,
     WorkflowResult,
 )
+from claude_force_orchestrator._workflow_run import run_steps
+from claude_force_orchestrator.cli._tree import rows_of
 
 TASK = "Review heapq."
 
@@ -409,6 +416,54 @@ def test_the_agents_are_usable_when_a_workflow_is_not(run: Any, edit: Any) -> No
     edit(workflows=["old"])
     with pytest.raises(ProjectError, match="'workflows' must be an object"):
         run(lambda it: it.run_workflow("old", TASK))
+
+
+@st.composite
+def graphs(draw: Any) -> List[Dict[str, Any]]:
+    """Steps in any order, each of which needs some that come before it in another."""
+    steps: List[Dict[str, Any]] = [{"id": "s0", "agent": "x"}]
+    for number in range(1, draw(st.integers(1, 9))):
+        needs = draw(st.lists(st.sampled_from([each["id"] for each in steps]), unique=True))
+        steps.append({"id": f"s{number}", "agent": "x", "needs": needs})
+    return list(draw(st.permutations(steps)))
+
+
+@given(graphs(), st.sets(st.integers(0, 8)), st.randoms(use_true_random=False))
+def test_every_step_of_any_graph_runs_once_after_what_it_needs_or_is_skipped(
+    definition: List[Dict[str, Any]], failing: Set[int], random: Any
+) -> None:
+    workflow = Workflow.parse("any", definition)
+    needs = {each.id: each.needs for each in workflow.steps}
+    bad = {f"s{number}" for number in failing}
+    expected: Dict[str, str] = {}
+    for each in workflow.steps:
+        fine = all(expected[need] == "done" for need in each.needs)
+        expected[each.id] = ("failed" if each.id in bad else "done") if fine else "skipped"
+    begun: List[str] = []
+    ended: Set[str] = set()
+
+    async def execute(number: int, each: Step, text: str, context: Tuple[Context, ...]) -> AgentResult:
+        assert set(needs[each.id]) <= ended
+        assert [piece.source for piece in context] == list(each.inputs)
+        assert workflow.steps[number - 1] is each
+        begun.append(each.id)
+        for _ in range(random.randrange(4)):
+            await asyncio.sleep(0)
+        ended.add(each.id)
+        metadata = ExecutionMetadata("m", 1, 1, 2, 0.0, False, None, 0.0, 0.0)
+        good = each.id not in bad
+        return AgentResult(each.agent, good, f"from {each.id}" if good else "", metadata, () if good else ("no",))
+
+    told: List[Tuple[str, str]] = []
+    result = asyncio.run(run_steps(workflow, TASK, execute, lambda each: told.append((each.id, each.state))))
+    assert states(result) == expected
+    assert len(begun) == len(set(begun))
+    assert result.success is ("failed" not in expected.values())
+    assert sorted(told) == sorted(
+        [*expected.items(), *((name, "running") for name, state in expected.items() if state != "skipped")]
+    )
+    # The tree that people are shown has every step once, on a line below what it goes on from.
+    assert sorted(row.step.id for row in rows_of(workflow)) == sorted(needs)
 
 
 def step(**fields: Any) -> Dict[str, Any]:
