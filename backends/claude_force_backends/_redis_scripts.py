@@ -58,6 +58,8 @@ local function use(key)
 end
 
 local function drop(key)
+    -- First the data: if that lies on another node of a cluster already, nothing has happened yet.
+    local found = redis.call('UNLINK', data .. key)
     local size = redis.call('HGET', sizes, key)
     if size then
         redis.call('HDEL', sizes, key)
@@ -65,7 +67,7 @@ local function drop(key)
         redis.call('ZREM', lives, key)
         redis.call('HINCRBY', account, 'bytes', -size)
     end
-    return redis.call('UNLINK', data .. key)
+    return found
 end
 
 local function purge(most)
@@ -126,10 +128,14 @@ end
 # The value is written first: a server that is full then refuses the script before it changed anything.
 _SET = """
 local limit, key, blob, ttl, only_if_absent = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
-if only_if_absent and version_of(key) then
-    go_on_when_full()
-    use(key)
-    return -1
+if only_if_absent then
+    -- What has our own version was stored by this very call, whose reply was lost.
+    local found = version_of(key)
+    if found and found ~= string.sub(blob, 1, 8) then
+        go_on_when_full()
+        use(key)
+        return -1
+    end
 end
 redis.call('SET', data .. key, blob)
 expire(key, ttl)
@@ -175,7 +181,10 @@ local found = version_of(key)
 if not found or (version ~= '' and version ~= found) then
     return 0
 end
-return drop(key)
+local deleted = drop(key)
+-- For those who wait. A user who may not publish deletes all the same.
+redis.pcall('PUBLISH', data .. key, '')
+return deleted
 """
 
 _TOUCH = """

@@ -1,11 +1,13 @@
 """The Redis backend: one shared cache for many processes and machines, exact in account, limit and order.
 
+The Redis is a single server, the master of a service that Sentinels watch, or a cluster; Valkey is the same.
+
 Every verb is one round trip, however many entries it names, and every change to an entry changes the account
 in the same atomic script (:mod:`._redis_scripts`). Only ``scan``, ``clear``, and an ``open`` or ``usage`` that
 finds thousands of entries to remove, go on in bounded steps, so that the server is never held up.
 
-The namespace is split into ``partitions``, each in one hash slot with its own part of the limit. All processes
-must give the same number; clear the namespace before changing it.
+The namespace is split into ``partitions`` (:mod:`._redis_layout`), each in one hash slot with its own part of the
+limit. The store remembers how many; who gives no number follows it, who gives another one is refused.
 
 On a server with ``maxmemory`` choose the policy ``noeviction`` or a ``volatile-`` one. What a volatile policy
 evicts is taken off the account by the next ``get``, ``scan`` or ``usage`` that meets it; until then it counts,
@@ -19,8 +21,21 @@ import asyncio
 import os
 import struct
 import threading
-import zlib
-from typing import TYPE_CHECKING, AsyncIterator, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    AsyncIterator,
+    Callable,
+    Dict,
+    Hashable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    cast,
+)
 
 from claude_force_cache import (
     Backend,
@@ -28,113 +43,230 @@ from claude_force_cache import (
     BackendPlugin,
     BackendSettings,
     BackendUnavailableError,
+    CacheError,
     Capabilities,
     Entry,
     EntryInfo,
     EntryTooLargeError,
     ForeignStoreError,
+    InvalidOptionError,
     Option,
+    PartlyUnavailableError,
     Usage,
     hookimpl,
     parse_boolean,
     parse_duration,
 )
 
+from ._redis_layout import SLOTS, Layout, record_name, slot_of
 from ._redis_scripts import HEADER_BYTES, INDEXES, SCRIPTS, VERSION_BYTES
 
 if TYPE_CHECKING:
-    from ._redis_channel import Argument, Channel, Command, Reply
+    from ._redis_channel import Argument, Reply
+    from ._redis_router import Outcome, Request, Router
+    from ._redis_server import Deployment
+    from ._redis_watch import Watch
 
 __all__ = ["RedisBackend", "claude_force_cache_backend"]
 
 _MAX_VALUE_BYTES = 512 * 1024 * 1024 - HEADER_BYTES
 _FOREVER = struct.pack(">d", float("inf"))
+_PARTITIONS_IN_CLUSTER = 64
+_PAGE = 100
+
+
+class _Access(NamedTuple):
+    """What an event loop reaches the store through."""
+
+    router: Router
+    watch: Watch
 
 
 class RedisBackend(Backend):
     """Entries in Redis. See the module's docstring for what a server should look like.
 
     :param settings: where the server is, the namespace, the limit, and the plugin's options.
-    :raises InvalidURLError: if the URL names several servers or no number as database.
+    :raises InvalidURLError: if the URL names several servers without a topology, or no number as database.
+    :raises InvalidOptionError: if options do not go together.
     """
 
     def __init__(self, settings: BackendSettings) -> None:
-        from ._redis_channel import Server
+        from ._redis_server import CLUSTER, Deployment
 
         options = {option.name: option.default for option in _OPTIONS}
         options.update(settings.options)
-        self._server = Server(settings.url, options)
+        self._deployment = Deployment(settings.url, options)
         self._timeout: float = options["socket_timeout"]
         self._pool_size: int = options["pool_size"]
-        self._partitions: int = options["partitions"]
-        self._prefixes = [f"cfc:{{{settings.namespace}:{number}}}:" for number in range(self._partitions)]
-        self._limit = None if settings.max_bytes is None else settings.max_bytes // self._partitions
+        self._in_cluster = self._deployment.topology == CLUSTER
+        self._given: Optional[int] = options["partitions"]
+        self._repartition: bool = options["repartition"]
+        self._namespace = settings.namespace
+        self._max_bytes = settings.max_bytes
         self._clock = settings.clock
-        self._channels: Dict[asyncio.AbstractEventLoop, Channel] = {}
+        self._accesses: Dict[asyncio.AbstractEventLoop, _Access] = {}
         self._lock = threading.Lock()
         self._open = False
-        self.capabilities = Capabilities(max_value_bytes=_MAX_VALUE_BYTES, partitions=self._partitions)
+        self._lay_out(self._given or (_PARTITIONS_IN_CLUSTER if self._in_cluster else 1))
 
     def __repr__(self) -> str:
-        return f"<RedisBackend at {self._server}>"
+        return f"<RedisBackend at {self._deployment}>"
+
+    def _lay_out(self, partitions: int) -> None:
+        self._layout = Layout(self._namespace, partitions)
+        self._limit = None if self._max_bytes is None else self._max_bytes // partitions
+        self.capabilities = Capabilities(max_value_bytes=_MAX_VALUE_BYTES, partitions=partitions)
 
     async def open(self) -> None:
-        """Check that the server lets us in, and bring each partition within its limit, in bounded steps."""
+        """Check that the server lets us in, and bring each partition within its limit, in bounded steps.
+
+        :raises InvalidOptionError: if the namespace is split into another number of partitions than was given.
+        """
         self._open = True
         try:
             await self.ping()
-            if self._limit is not None:
-                pending = list(range(self._partitions))
-                while pending:
-                    replies = await self._channel().run(
-                        [self._call("trim", number, self._limit) for number in pending], repeatable=True
-                    )
-                    pending = [number for number, more in zip(pending, replies) if more]
+            await self._agree()
+            await self._trim(self._numbers())
         except BaseException:
             await self.close()
             raise
+
+    async def _agree(self) -> None:
+        """Agree with the store on the number of partitions, or change it."""
+        record = record_name(self._namespace)
+        slot = slot_of(self._namespace)
+        own = self._layout.partitions
+        (reply,) = await self._reach([self._request(slot, "GET", record)])
+        if reply is None:
+            first = [self._request(slot, "SET", record, own, "NX"), self._request(slot, "GET", record)]
+            _, reply = await self._reach(first)
+        recorded = bytes(cast(bytes, reply or b"")).decode("ascii", "replace")
+        if not (recorded.isdigit() and 0 < int(recorded) <= SLOTS):
+            raise ForeignStoreError(f"{record} in Redis at {self._deployment} is no number: choose another namespace")
+        before = int(recorded)
+        if before == own:
+            return
+        if self._given is None:
+            self._lay_out(before)
+        elif not self._repartition:
+            raise InvalidOptionError(
+                f"option 'partitions' is {own}, and namespace {self._namespace!r} in Redis at {self._deployment} "
+                f"is split into {before}: leave the option out, or add repartition=true to move all to {own}"
+            )
+        else:
+            await self._reach([self._request(slot, "SET", record, own)])
+            await self._move_from(before)
+
+    async def _move_from(self, partitions: int) -> None:
+        """Move every entry from another layout to ours. What is stored here meanwhile stays."""
+        there = RedisBackend(
+            BackendSettings(
+                self._deployment.url,
+                self._namespace,
+                None,
+                self._clock,
+                {**self._deployment.options, "partitions": partitions},
+            )
+        )
+        there._open = True
+        try:
+            page: Dict[str, Optional[float]] = {}
+            async for info in there.scan():
+                page[info.key] = info.ttl
+                if len(page) == _PAGE:
+                    await self._move(there, page)
+                    page.clear()
+            await self._move(there, page)
+            await there.clear()
+        finally:
+            await there.close()
+
+    async def _move(self, there: RedisBackend, lives: Mapping[str, Optional[float]]) -> None:
+        entries = await there.get_many(list(lives))
+        for key, entry in entries.items():
+            try:
+                await self.add(key, entry.value, ttl=lives[key])
+            except EntryTooLargeError:
+                continue  # for a partition that is smaller now
+
+    async def _trim(self, pending: Sequence[int]) -> None:
+        while pending and self._limit is not None:
+            replies = await self._reach([self._call("trim", number, self._limit) for number in pending])
+            pending = [number for number, more in zip(pending, replies) if more]
 
     async def close(self) -> None:
         """Close the connections of every event loop. See :meth:`Backend.close`."""
         self._open = False
         with self._lock:
-            channels, self._channels = list(self._channels.values()), {}
+            accesses, self._accesses = list(self._accesses.values()), {}
         here = asyncio.get_running_loop()
-        for channel in channels:
-            if channel.loop is here:
-                await channel.close()
-            elif not channel.loop.is_closed():
-                channel.loop.call_soon_threadsafe(channel.abort)
+        for router, watch in accesses:
+            if router.loop is here:
+                await watch.close()
+                await router.close()
+            elif not router.loop.is_closed():
+                router.loop.call_soon_threadsafe(watch.abort)
+                router.loop.call_soon_threadsafe(router.abort)
 
     async def get(self, key: str) -> Optional[Entry]:
         """See :meth:`Backend.get`."""
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
-        """See :meth:`Backend.get_many`. One round trip for all, and one more if something is expired or damaged."""
+        """See :meth:`Backend.get_many`. One round trip for all, and one more if something is expired or damaged.
+
+        On a cluster, what belongs to a node that does not answer is a miss, as long as anything else is reached.
+        """
         wanted: Dict[int, List[str]] = {}
         for key in dict.fromkeys(keys):
-            wanted.setdefault(self._partition(key), []).append(key)
-        commands: List[Command] = []
+            wanted.setdefault(self._layout.partition(key), []).append(key)
+        requests: List[Request] = []
         for partition, names in wanted.items():
-            data = [self._data(partition, name) for name in names]
-            commands += [("MGET", *data), self._call("use", partition, *names, data=data)]
-        replies = await self._run(commands) if commands else []
+            data = [self._layout.data(partition, name) for name in names]
+            requests += [self._request(self._layout.slots[partition], "MGET", *data)]
+            requests += [self._call("use", partition, *names, data=data)]
+        outcomes = await self._router().outcomes(requests, repeatable=True, patient=False) if requests else []
         found: Dict[str, Entry] = {}
-        over: List[Command] = []
-        for (partition, names), blobs, now in zip(wanted.items(), replies[::2], replies[1::2]):
+        over: List[Request] = []
+        failure: Optional[CacheError] = None
+        reached = False
+        for (partition, names), got, used in zip(wanted.items(), outcomes[::2], outcomes[1::2]):
+            try:
+                blobs, now = await self._read(partition, names, got, used)
+            except PartlyUnavailableError as error:
+                failure = error
+                continue
+            reached = True
             dead = []
-            for name, blob in zip(names, cast("List[Optional[bytes]]", blobs)):
-                entry = _entry(blob, float(cast(bytes, now)))
+            for name, blob in zip(names, blobs):
+                entry = _entry(blob, now)
                 if entry is not None:
                     found[name] = entry
                 elif blob is not None:
                     dead.append(name)
             if dead:
-                over.append(self._call("sweep", partition, *dead, data=[self._data(partition, name) for name in dead]))
+                data = [self._layout.data(partition, name) for name in dead]
+                over.append(self._call("sweep", partition, *dead, data=data))
+        if failure is not None and not reached:
+            raise failure
         if over:
             await self._run(over)
         return found
+
+    async def _read(
+        self, partition: int, names: Sequence[str], got: Outcome, used: Outcome
+    ) -> Tuple[List[Optional[bytes]], float]:
+        """Return what was read of a partition, and the time there."""
+        if isinstance(got, list) and isinstance(used, bytes):
+            return got, float(used)
+        for outcome in (got, used):
+            if isinstance(outcome, CacheError):
+                raise self._fault(outcome)
+        # The partition is between two nodes of a cluster: entries can be read one by one, but not be used.
+        slot = self._layout.slots[partition]
+        requests = [self._request(slot, "GET", self._layout.data(partition, name)) for name in names]
+        *blobs, (seconds, microseconds) = cast("List[Any]", await self._run([*requests, self._request(slot, "TIME")]))
+        return blobs, self._clock() if self._clock else int(seconds) + int(microseconds) / 1e6
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
         """See :meth:`Backend.set`."""
@@ -142,15 +274,15 @@ class RedisBackend(Backend):
 
     async def set_many(self, items: Mapping[str, Tuple[bytes, Optional[float]]]) -> int:
         """See :meth:`Backend.set_many`. One round trip for all."""
-        commands: List[Command] = []
+        requests: List[Request] = []
         refused: Optional[EntryTooLargeError] = None
         refusals = []
         for key, (value, ttl) in items.items():
             error = self._refusal(key, value)
             refused = refused or error
             refusals.append(error is not None)
-            commands.append(self._delete(key, None) if error else self._set(key, value, ttl, only_if_absent=False))
-        replies = await self._run(commands) if commands else []
+            requests.append(self._delete(key, None) if error else self._set(key, value, ttl, only_if_absent=False))
+        replies = await self._run(requests) if requests else []
         if refused is not None:
             raise refused
         return sum(cast(int, reply) for reply in replies)
@@ -162,7 +294,7 @@ class RedisBackend(Backend):
             if await self.get(key) is not None:
                 return False
             raise refused
-        (reply,) = await self._run([self._set(key, value, ttl, only_if_absent=True)], repeatable=False)
+        (reply,) = await self._run([self._set(key, value, ttl, only_if_absent=True)])
         return cast(int, reply) >= 0
 
     async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
@@ -172,15 +304,15 @@ class RedisBackend(Backend):
 
     async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
         """See :meth:`Backend.touch`. The version stays the same."""
-        partition = self._partition(key)
-        data = [self._data(partition, key)]
-        command = self._call("touch", partition, key, _optional(ttl), cast(bytes, version or b""), data=data)
-        (reply,) = await self._run([command])
+        partition = self._layout.partition(key)
+        data = [self._layout.data(partition, key)]
+        request = self._call("touch", partition, key, _optional(ttl), cast(bytes, version or b""), data=data)
+        (reply,) = await self._run([request])
         return bool(reply)
 
     async def scan(self) -> AsyncIterator[EntryInfo]:
         """See :meth:`Backend.scan`. Reads pages of 500; remembers the names that it has yielded."""
-        for partition in range(self._partitions):
+        for partition in self._numbers():
             # A hash that is resized during the scan may show a row twice.
             seen = set()
             cursor = b"0"
@@ -198,8 +330,8 @@ class RedisBackend(Backend):
         """See :meth:`Backend.usage`. Looks at every entry only after the server evicted some by itself."""
         accounts: Dict[int, Tuple[int, int]] = {}
         checked: Dict[int, bytes] = {}
-        while len(accounts) < self._partitions:
-            pending = [number for number in range(self._partitions) if number not in accounts]
+        while len(accounts) < self._layout.partitions:
+            pending = [number for number in self._numbers() if number not in accounts]
             replies = await self._run([self._call("usage", n, checked.pop(n, b"")) for n in pending])
             for number, reply in zip(pending, replies):
                 more, is_checked, evicted, entries, total = cast("Tuple[int, int, bytes, int, int]", reply)
@@ -213,7 +345,7 @@ class RedisBackend(Backend):
     async def clear(self) -> int:
         """See :meth:`Backend.clear`. Goes on in steps of a thousand entries."""
         deleted = 0
-        pending = list(range(self._partitions))
+        pending = self._numbers()
         while pending:
             replies = await self._run([self._call("clear", number) for number in pending])
             steps = cast("List[Tuple[int, int]]", replies)
@@ -222,32 +354,57 @@ class RedisBackend(Backend):
         return deleted
 
     async def ping(self) -> None:
-        """See :meth:`Backend.ping`."""
-        await self._run([("PING",)])
+        """See :meth:`Backend.ping`. A cluster answers if any of its partitions does."""
+        if not self._in_cluster:
+            await self._run([self._request(0, "PING")])
+            return
+        # A node whose cluster is down answers a PING all the same.
+        slots, prefixes = self._layout.slots, self._layout.prefixes
+        requests = [self._request(slot, "EXISTS", prefix + "account") for slot, prefix in zip(slots, prefixes)]
+        outcomes = await self._router().outcomes(requests, repeatable=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, CacheError)]
+        if len(failures) == len(outcomes):
+            raise failures[0]
 
-    def _partition(self, key: str) -> int:
-        return zlib.crc32(key.encode()) % self._partitions if self._partitions > 1 else 0
+    async def wait(self, key: str, *, timeout: float) -> None:
+        """See :meth:`Backend.wait`. Costs a look; those who wait for one key here subscribe and unsubscribe once."""
+        partition = self._layout.partition(key)
+        name = self._layout.data(partition, key)
 
-    def _data(self, partition: int, key: str) -> str:
-        return f"{self._prefixes[partition]}d:{key}"
+        async def remaining() -> float:
+            (reply,) = await self._run([self._request(self._layout.slots[partition], "PTTL", name)])
+            life = cast(int, reply)
+            return timeout if life == -1 else max(0, life) / 1000
 
-    def _call(self, script: str, partition: int, *arguments: Argument, data: Sequence[str] = ()) -> Command:
-        """Return the command that runs ``script`` on a partition; ``data`` are the data keys it is about."""
-        prefix = self._prefixes[partition]
+        if not await self._access().watch.wait(name, remaining, timeout):
+            await super().wait(key, timeout=timeout)
+
+    def _numbers(self) -> Sequence[int]:
+        return range(self._layout.partitions)
+
+    def _request(self, slot: int, *command: Argument) -> Request:
+        from ._redis_router import Request
+
+        return Request(slot, command)
+
+    def _call(self, script: str, partition: int, *arguments: Argument, data: Sequence[str] = ()) -> Request:
+        """Return the request that runs ``script`` on a partition; ``data`` are the data keys it is about."""
+        prefix = self._layout.prefixes[partition]
         now = "" if self._clock is None else repr(float(self._clock()))
         keys = [prefix + index for index in INDEXES] + list(data)
-        return ("EVALSHA", SCRIPTS[script].sha, len(keys), *keys, prefix + "d:", now, *arguments)
+        command = ("EVALSHA", SCRIPTS[script].sha, len(keys), *keys, prefix + "d:", now, *arguments)
+        return self._request(self._layout.slots[partition], *command)
 
-    def _set(self, key: str, value: bytes, ttl: Optional[float], *, only_if_absent: bool) -> Command:
-        partition = self._partition(key)
+    def _set(self, key: str, value: bytes, ttl: Optional[float], *, only_if_absent: bool) -> Request:
+        partition = self._layout.partition(key)
         # The script writes the expiry in, if there is one; the value only passes through.
         blob = b"".join((os.urandom(VERSION_BYTES), _FOREVER, value))
         arguments = (_optional(self._limit), key, blob, _optional(ttl), int(only_if_absent))
-        return self._call("set", partition, *arguments, data=[self._data(partition, key)])
+        return self._call("set", partition, *arguments, data=[self._layout.data(partition, key)])
 
-    def _delete(self, key: str, version: Optional[Hashable]) -> Command:
-        partition = self._partition(key)
-        data = [self._data(partition, key)]
+    def _delete(self, key: str, version: Optional[Hashable]) -> Request:
+        partition = self._layout.partition(key)
+        data = [self._layout.data(partition, key)]
         return self._call("delete", partition, key, cast(bytes, version or b""), data=data)
 
     def _refusal(self, key: str, value: bytes) -> Optional[EntryTooLargeError]:
@@ -267,25 +424,48 @@ class RedisBackend(Backend):
             if cursor == b"0":
                 return
 
-    async def _run(self, commands: Sequence[Command], *, repeatable: bool = True) -> List[Reply]:
+    async def _run(self, requests: Sequence[Request], *, repeatable: bool = True) -> List[Reply]:
         try:
-            return await self._channel().run(commands, repeatable=repeatable)
-        except ForeignStoreError as error:
-            # Somebody's key took the place of one of ours since we opened: for the caller, an outage.
-            raise BackendUnavailableError(str(error)) from error
+            return await self._reach(requests, repeatable=repeatable)
+        except CacheError as error:
+            raise self._fault(error) from error
 
-    def _channel(self) -> Channel:
+    async def _reach(self, requests: Sequence[Request], *, repeatable: bool = True) -> List[Reply]:
+        return await self._router().run(requests, repeatable=repeatable)
+
+    def _fault(self, error: CacheError) -> CacheError:
+        # If somebody's key took the place of one of ours since we opened, that is, for the caller, an outage.
+        return BackendUnavailableError(str(error)) if isinstance(error, ForeignStoreError) else error
+
+    def _router(self) -> Router:
+        return self._access().router
+
+    def _access(self) -> _Access:
         if not self._open:
-            raise BackendClosedError(f"the cache in Redis at {self._server} is closed: open it before use")
+            raise BackendClosedError(f"the cache in Redis at {self._deployment} is closed: open it before use")
         loop = asyncio.get_running_loop()
-        channel = self._channels.get(loop)
-        if channel is None:
-            channel = self._server.channel(self._pool_size, self._timeout)
+        access = self._accesses.get(loop)
+        if access is None:
+            access = self._connect()
             with self._lock:
                 # asyncio.run has closed the sockets of the loops that are gone.
-                self._channels = {other: old for other, old in self._channels.items() if not other.is_closed()}
-                self._channels[loop] = channel
-        return channel
+                self._accesses = {other: old for other, old in self._accesses.items() if not other.is_closed()}
+                self._accesses[loop] = access
+        return access
+
+    def _connect(self) -> _Access:
+        from ._redis_cluster import Cluster
+        from ._redis_router import Sentinel, Standalone
+        from ._redis_server import CLUSTER, SENTINEL, STANDALONE
+        from ._redis_watch import Watch
+
+        routers: Dict[str, Callable[[Deployment, int, float], Router]] = {
+            STANDALONE: Standalone,
+            SENTINEL: Sentinel,
+            CLUSTER: Cluster,
+        }
+        router = routers[self._deployment.topology](self._deployment, self._pool_size, self._timeout)
+        return _Access(router, Watch(router.subscribable, self._timeout))
 
 
 def _entry(blob: Optional[bytes], now: float) -> Optional[Entry]:
@@ -299,14 +479,28 @@ def _optional(number: Optional[float]) -> str:
     return "" if number is None else repr(number)
 
 
+def _topology(text: str) -> str:
+    if text not in _TOPOLOGIES:
+        raise ValueError(f"expected one of {', '.join(_TOPOLOGIES)}")
+    return text
+
+
+_TOPOLOGIES = ("standalone", "sentinel", "cluster")
 _OPTIONS = (
+    Option("topology", _topology, "standalone", "standalone, sentinel or cluster"),
+    Option("sentinel_service", str, None, "the name by which the Sentinels know the master"),
+    Option("sentinel_username", str, None, "the user for the Sentinels, where they ask for one"),
+    Option("sentinel_password", str, None, "the password for the Sentinels", secret=True),
     Option(
         "partitions",
         int,
-        1,
-        "into how many hash slots the namespace and its limit are split",
+        None,
+        "hash slots into which a new namespace and its limit are split; 64 on a cluster, else 1",
         minimum=1,
-        maximum=16384,  # as many as a cluster has
+        maximum=SLOTS,
+    ),
+    Option(
+        "repartition", parse_boolean, False, "move a namespace that is split otherwise to this number of partitions"
     ),
     Option(
         "socket_timeout",
@@ -334,7 +528,7 @@ def claude_force_cache_backend() -> BackendPlugin:
     """Describe the Redis backend."""
     return BackendPlugin(
         create=_create,
-        url="redis://[user:password@]host[:port][/database]",
+        url="redis://[user:password@]host[:port][,host[:port]...][/database]",
         summary="one cache for many processes and machines; exact LRU and account",
         options=_OPTIONS,
         capabilities=Capabilities(max_value_bytes=_MAX_VALUE_BYTES),
