@@ -97,6 +97,7 @@ def test_metadata_says_what_a_call_and_a_hit_took(run: Any, api: Any) -> None:
             "truncated": False,
             "stale": False,
             "suspicions": (),
+            "memory_sessions": 0,
         }
         assert first.metadata.execution_time_ms > 0
         expected = dict(
@@ -392,10 +393,3 @@ def test_an_option_that_cannot_be_used_is_a_failed_task(run: Any, api: Any, opti
     result = run(lambda it: it.execute_agent("code-reviewer", "x", **options))
     assert isinstance(result.error, InvalidTaskError)
     assert not api.requests
-
-
-def test_memory_is_not_accepted_before_it_works(config: Path, run: Any) -> None:
-    with pytest.raises(TypeError):
-        AsyncAgentOrchestrator(config, enable_memory=True)  # type: ignore[call-arg]  # that is the point
-    with pytest.raises(TypeError):
-        run(lambda it: it.execute_agent("code-reviewer", "x", use_memory=False))
