@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from claude_force_cache import BackendUnavailableError, CacheError
 
 from ._redis_channel import Channel, Command, Reply
-from ._redis_errors import is_demoted, translated
+from ._redis_errors import is_demoted, is_moving, translated
 from ._redis_server import Deployment, Server
 
 __all__ = ["SILENCE", "Guides", "Outcome", "Request", "Router", "Sentinel", "Standalone", "late"]
@@ -58,11 +58,20 @@ class Router(ABC):
         """
         outcomes = await self.outcomes(requests, repeatable=repeatable)
         for outcome in outcomes:
-            if isinstance(outcome, CacheError):
-                raise outcome
-            if isinstance(outcome, ResponseError):
-                raise translated(outcome, self._deployment) from outcome
+            failure = self.failure(outcome)
+            if failure is not None:
+                raise failure
         return outcomes
+
+    def failure(self, outcome: Outcome) -> Optional[CacheError]:
+        """Return the error that an outcome is; None for a reply, and for what lies between two nodes of a cluster."""
+        if isinstance(outcome, CacheError):
+            return outcome
+        if isinstance(outcome, ResponseError) and not is_moving(outcome):
+            error = translated(outcome, self._deployment)
+            error.__cause__ = outcome
+            return error
+        return None
 
     @abstractmethod
     async def outcomes(self, requests: Sequence[Request], *, repeatable: bool, patient: bool = True) -> List[Outcome]:

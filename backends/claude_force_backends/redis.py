@@ -260,8 +260,9 @@ class RedisBackend(Backend):
         if isinstance(got, list) and isinstance(used, bytes):
             return got, float(used)
         for outcome in (got, used):
-            if isinstance(outcome, CacheError):
-                raise self._fault(outcome)
+            failure = self._router().failure(outcome)
+            if failure is not None:
+                raise self._fault(failure)
         # The partition is between two nodes of a cluster: entries can be read one by one, but not be used.
         slot = self._layout.slots[partition]
         requests = [self._request(slot, "GET", self._layout.data(partition, name)) for name in names]

@@ -218,8 +218,9 @@ class Watched:
             until(lambda: self._sees_all(sentinel), "that the Sentinels know each other")  # noqa: B023 - at once
 
     def _sees_all(self, sentinel: Node) -> bool:
-        fields = [_text(part) for part in _raw(sentinel.client, "SENTINEL", "MASTER", self.service)]
-        state = dict(zip(fields[::2], fields[1::2]))
+        answer = _raw(sentinel.client, "SENTINEL", "MASTER", self.service)
+        pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2])
+        state = {_text(name): _text(value) for name, value in pairs}
         return state["num-slaves"] == "1" and state["num-other-sentinels"] == "2"
 
     def end(self) -> None:
@@ -227,13 +228,12 @@ class Watched:
             node.end()
 
 
-def _raw(client: Any, *command: str) -> List[Any]:
+def _raw(client: Any, *command: str) -> Any:
     # The client turns answers into its own forms, which differ by version.
     connection = client.connection_pool.get_connection()
     try:
         connection.send_command(*command)
-        answer: List[Any] = connection.read_response()
-        return answer
+        return connection.read_response()
     finally:
         client.connection_pool.release(connection)
 

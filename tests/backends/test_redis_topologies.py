@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import random
+import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import pytest
@@ -16,11 +20,15 @@ from hypothesis import strategies as st
 from claude_force_backends._redis_layout import SLOTS, Layout, slot_of
 from claude_force_backends.redis import RedisBackend, claude_force_cache_backend
 from claude_force_cache import (
+    MISSING,
     BackendSettings,
+    BackendUnavailableError,
     BackendURL,
     Clock,
     InvalidOptionError,
     InvalidURLError,
+    PartlyUnavailableError,
+    open_cache,
 )
 from claude_force_cache.testing import BackendConformance
 
@@ -36,6 +44,11 @@ def backend(url: str, namespace: str, max_bytes: Optional[int] = None, **more: A
     parsed, given_options = BackendURL.parse(url)
     options = options_of({**given_options, **more})
     return RedisBackend(BackendSettings(parsed, namespace, max_bytes, None, options))
+
+
+def note(text: str) -> None:
+    """Leave a figure in the test's captured output; ``pytest -rP`` shows it."""
+    sys.stdout.write(f"{text}\n")
 
 
 async def account(store: RedisBackend) -> List[int]:
@@ -300,4 +313,280 @@ class TestWait:
             assert await store.delete("key")
             await store.close()
 
+        asyncio.run(work())
+
+
+class Load:
+    """Tasks that read and write through a cache, each with keys of its own, and check every answer."""
+
+    def __init__(self, cache: Any, keys: int = 40) -> None:
+        self.cache = cache
+        self.keys = keys
+        self.slowest = 0.0
+        self.hits = self.calls = 0
+        self._end = False
+
+    async def __aenter__(self) -> Load:
+        self._tasks = [asyncio.ensure_future(self._work(task)) for task in range(8)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end = True
+        await asyncio.gather(*self._tasks)
+
+    async def _work(self, task: int) -> None:
+        turn = 0
+        while not self._end:
+            turn += 1
+            began = time.monotonic()
+            key = f"task-{task}-key-{turn % self.keys}"
+            if turn % 7 == 0:
+                await self.cache.set(key, {"of": key, "turn": turn})
+            else:
+                value = await self.cache.get(key)
+                if value is not MISSING:
+                    self.hits += 1
+                    assert value["of"] == key
+            self.calls += 1
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            await asyncio.sleep(0)
+
+
+def cache_of(url: str, namespace: str, **more: Any) -> Any:
+    # No tier, so that every look-up goes to the store.
+    return open_cache(url, secrets="s" * 32, namespace=namespace, tier_bytes=0, **more)
+
+
+def test_slots_move_while_tasks_read_and_write(redis_cluster: Any, namespace: str) -> None:
+    url = redis_cluster.url + "&partitions=6"
+
+    async def work() -> None:
+        store = backend(url, namespace, 60_000)
+        async with cache_of(url, namespace, max_bytes=60_000) as cache, Load(cache) as load:
+            await until(lambda: _grown(load, 2000))
+
+            def move() -> None:
+                for slot in Layout(namespace, 6).slots:
+                    redis_cluster.move(slot, lambda: time.sleep(0.002))
+
+            with ThreadPoolExecutor(1) as thread:
+                await asyncio.get_running_loop().run_in_executor(thread, move)
+            hits, calls = load.hits, load.calls
+            await until(lambda: _grown(load, calls + 2000))
+            assert load.hits > hits + 500
+            note(f"slowest call {load.slowest:.3f} s, {load.calls} calls, {cache.stats().errors} not carried out")
+        await store.open()
+        entries, size = await account(store)
+        assert entries > 0
+        assert size <= 60_000
+        assert await store.clear() == entries
+        assert await account(store) == [0, 0]
+        await store.close()
+
+    asyncio.run(work())
+    left = [name for node in redis_cluster.masters() for name in node.client.scan_iter(f"cfc:{{{namespace}/*")]
+    assert left == []
+
+
+async def _grown(load: Load, calls: int) -> bool:
+    return load.calls >= calls
+
+
+def test_of_a_dead_master_others_go_on_and_its_replica_takes_over(redis_cluster: Any, namespace: str) -> None:
+    victim = redis_cluster.owner(Layout(namespace, 6).slots[0])
+    url = redis_cluster.url + "&partitions=6"
+
+    async def work() -> None:
+        store = backend(url, namespace)
+        await store.open()
+        names = [f"key-{n}" for n in range(60)]
+        await store.set_many({name: (name.encode(), 600.0) for name in names})
+        # What a dead master did not tell its replica is lost; that is not what is tried here.
+        assert await asyncio.get_running_loop().run_in_executor(None, victim.client.wait, 1, 5000) == 1
+        lost = [n for n in names if redis_cluster.owner(store._layout.slots[store._layout.partition(n)]) is victim]
+        assert 0 < len(lost) < len(names)
+        victim.kill()
+        with pytest.raises(PartlyUnavailableError, match=str(victim.port)):
+            await store.get(lost[0])
+        found = await store.get_many(names)
+        assert set(found) == set(names) - set(lost)
+
+        async def recovered() -> bool:
+            began = time.monotonic()
+            try:
+                return len(await store.get_many(names)) == len(names)
+            except BackendUnavailableError:
+                return False
+            finally:
+                assert time.monotonic() - began < 5
+
+        seconds = await until(recovered)
+        assert await account(store) == [60, sum(2 * len(name) for name in names)]
+        note(f"recovered after {seconds:.2f} s")
+        await store.clear()
+        await store.close()
+
+    try:
+        asyncio.run(work())
+    finally:
+        victim.start()
+        redis_cluster.until_well()
+
+
+def test_a_master_that_dies_fails_no_caller_of_a_cache(redis_cluster: Any, namespace: str) -> None:
+    victim = redis_cluster.owner(Layout(namespace, 6).slots[0])
+
+    async def work() -> None:
+        async with cache_of(redis_cluster.url + "&partitions=6", namespace) as cache, Load(cache) as load:
+            await until(lambda: _grown(load, 2000))
+            victim.kill()
+            await until(lambda: _all_hit(cache, load))
+            note(f"slowest call {load.slowest:.3f} s, {load.calls} calls")
+            await cache.clear()
+
+    async def _all_hit(cache: Any, load: Load) -> bool:
+        hits, calls = load.hits, load.calls
+        await asyncio.sleep(0.2)
+        return load.calls > calls and (load.hits - hits) / (load.calls - calls) > 0.75
+
+    try:
+        asyncio.run(work())
+    finally:
+        victim.start()
+        redis_cluster.until_well()
+
+
+def test_a_frozen_node_costs_its_own_keys_and_no_others(redis_cluster: Any, namespace: str) -> None:
+    victim = redis_cluster.owner(Layout(namespace, 6).slots[0])
+
+    async def work() -> None:
+        store = backend(redis_cluster.url + "&partitions=6", namespace, socket_timeout="300ms")
+        await store.open()
+        names = [f"key-{n}" for n in range(60)]
+        await store.set_many({name: (name.encode(), 600.0) for name in names})
+        owners = {name: redis_cluster.owner(store._layout.slots[store._layout.partition(name)]) for name in names}
+        theirs = [name for name in names if owners[name] is not victim]
+        ours = [name for name in names if owners[name] is victim]
+        victim.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(PartlyUnavailableError):
+                await store.get(ours[0])
+            assert len(await store.get_many(theirs)) == len(theirs)
+            # Whoever comes next is told at once.
+            for name in ours[1:4]:
+                with pytest.raises(PartlyUnavailableError):
+                    await store.get(name)
+        finally:
+            victim.signal(signal.SIGCONT)
+
+        async def recovered() -> bool:
+            try:
+                return len(await store.get_many(names)) >= len(theirs) and await store.get(ours[0]) is not None
+            except BackendUnavailableError:
+                return False
+
+        await until(recovered)
+        await store.clear()
+        await store.close()
+
+    asyncio.run(work())
+    redis_cluster.until_well()
+
+
+def test_cancellations_on_a_cluster_give_no_reply_to_the_wrong_caller(redis_cluster: Any, namespace: str) -> None:
+    rng = random.Random(11)
+
+    async def work() -> None:
+        store = backend(redis_cluster.url, namespace, pool_size=2)
+        await store.open()
+        names = [f"key-{n}" for n in range(64)]
+        await store.set_many({name: (name.encode() * 100, None) for name in names})
+
+        async def read() -> int:
+            asked = rng.sample(names, rng.randrange(1, 20))
+            found = await store.get_many(asked)
+            assert {name: entry.value for name, entry in found.items()} == {n: n.encode() * 100 for n in asked}
+            return len(found)
+
+        cancelled = 0
+        for _ in range(60):
+            tasks = [asyncio.ensure_future(read()) for _ in range(30)]
+            for _ in range(rng.randrange(12)):
+                await asyncio.sleep(0)
+            await asyncio.sleep(rng.choice([0, 0.001, 0.004]))
+            for task in rng.sample(tasks, 15):
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(outcome, (int, asyncio.CancelledError)) for outcome in outcomes), outcomes
+            cancelled += sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert cancelled > 200
+        assert len(await asyncio.gather(*(read() for _ in range(1000)))) == 1000
+        assert await store.clear() == 64
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_sentinels_name_the_master_also_after_it_died(watched_redis: Any, namespace: str) -> None:
+    async def work() -> None:
+        store = backend(watched_redis.url, namespace, socket_timeout="1s")
+        await store.open()
+        assert watched_redis.password not in f"{store!r}"
+        assert store.capabilities.partitions == 1
+        await store.set("key", b"value", ttl=600)
+        await store.set("gone", b"value", ttl=600)
+        waiting = asyncio.ensure_future(store.wait("key", timeout=30))
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not waiting.done()
+        assert await asyncio.get_running_loop().run_in_executor(None, watched_redis.master.client.wait, 1, 5000) == 1
+        watched_redis.master.kill()
+        with pytest.raises(BackendUnavailableError):
+            await store.get("key")
+        await asyncio.wait_for(waiting, 10)
+
+        async def recovered() -> bool:
+            try:
+                await store.set("new", b"value", ttl=600)
+            except BackendUnavailableError:
+                return False
+            return True
+
+        seconds = await until(recovered)
+        note(f"recovered after {seconds:.2f} s")
+        assert await account(store) == [3, len("keyvaluegonevaluenewvalue")]
+        # Waiting works at the new master.
+        waiting = asyncio.ensure_future(store.wait("gone", timeout=30))
+        await asyncio.wait([waiting], timeout=0.1)
+        assert not waiting.done()
+        await store.delete("gone")
+        await asyncio.wait_for(waiting, 10)
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_wrong_service_or_password_of_sentinels_is_told_and_not_shown(watched_redis: Any, namespace: str) -> None:
+    unknown = watched_redis.url.replace("sentinel_service=answers", "sentinel_service=nobody")
+    denied = watched_redis.url.replace(watched_redis.password, "wrong-secret")
+    for url, text in [(unknown, "sentinel_service"), (denied, "password")]:
+        with pytest.raises(BackendUnavailableError, match=text) as caught:
+            asyncio.run(backend(url, namespace).open())
+        assert "secret" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_a_demoted_master_is_left(start_server: Any, namespace: str) -> None:
+    server = start_server("redis")
+
+    async def work() -> None:
+        store = backend(server.url, namespace)
+        await store.open()
+        client.replicaof("127.0.0.1", 1)
+        for verb in (store.set("key", b"value", ttl=None), store.get("key")):
+            with pytest.raises(BackendUnavailableError, match="read only replica"):
+                await verb
+        client.replicaof("NO", "ONE")
+        await store.set("key", b"value", ttl=None)
+        await store.close()
+
+    with redis.Redis(port=server.port) as client:
         asyncio.run(work())
