@@ -228,11 +228,14 @@ class Cluster(Router):
                     if isinstance(answer, CacheError):
                         failure = answer
                         continue
-                    rows = cast("List[List[Any]]", answer)
-                    covered = sum(last - first + 1 for first, last, *_ in rows)
-                    if covered > most:
-                        most = covered
-                        self._learn(rows)
+                    try:
+                        rows = cast("List[List[Any]]", answer)
+                        covered = sum(last - first + 1 for first, last, *_ in rows)
+                        if covered > most:
+                            self._learn(rows)
+                            most = covered
+                    except (ValueError, TypeError, AttributeError):
+                        continue  # not a map of slots
                     if covered == SLOTS:
                         break
         if not self._owners:

@@ -258,8 +258,11 @@ class Sentinel(Router):
             if isinstance(answer, CacheError):
                 failure = answer
             elif answer:
-                host, port = cast("List[bytes]", answer)
-                return self._deployment.server(host.decode(), int(port))
+                try:
+                    host, port = cast("List[bytes]", answer)
+                    return self._deployment.server(host.decode(), int(port))
+                except (ValueError, TypeError, AttributeError):
+                    continue  # not an address
         raise failure
 
     def _given_up(self, silence: float) -> None:

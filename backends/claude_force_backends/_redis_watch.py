@@ -137,8 +137,8 @@ class Watch:
         except ResponseError:
             # The user may not subscribe.
             self._refused = True
-        except (RedisError, OSError):
-            pass  # the server is gone; who waits looks by himself, and whoever comes next connects anew
+        except (RedisError, OSError, ValueError, TypeError, RecursionError):
+            pass  # the server is gone or says nonsense; who waits looks by himself, whoever comes next connects anew
         finally:
             cut(connection)
             self._connection = None
