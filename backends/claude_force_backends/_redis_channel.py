@@ -13,7 +13,7 @@ from typing import AsyncGenerator, Callable, Deque, List, Optional, Sequence, Tu
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from ._redis_scripts import SCRIPTS
 from ._redis_server import Server
@@ -123,6 +123,9 @@ class Channel:
                     replies.append(await connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
+                except (ValueError, RecursionError) as error:
+                    # What the client says of a length that is none, or of a line or a list without end.
+                    raise InvalidResponse(f"it answers what Redis does not: {type(error).__name__}") from None
         except BaseException:
             # The client has disconnected by now, but politely: its transport would wait until everything that
             # was written is sent, on a silent server for ever.

@@ -183,11 +183,10 @@ class RedisBackend(Backend):
 
     async def _move(self, there: RedisBackend, lives: Mapping[str, Optional[float]]) -> None:
         entries = await there.get_many(list(lives))
-        for key, entry in entries.items():
-            try:
-                await self.add(key, entry.value, ttl=lives[key])
-            except EntryTooLargeError:
-                continue  # for a partition that is smaller now
+        # Not what is too long for a partition that is smaller now.
+        fitting = [(key, entry.value) for key, entry in entries.items() if self._refusal(key, entry.value) is None]
+        if fitting:
+            await self._run([self._set(key, value, lives[key], only_if_absent=True) for key, value in fitting])
 
     async def _trim(self, pending: Sequence[int]) -> None:
         while pending and self._limit is not None:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Set, Tuple
 
 import pytest
 import redis
@@ -71,13 +71,11 @@ class TestRedisCluster(BackendConformance):
     capabilities = dataclasses.replace(PLUGIN.capabilities, partitions=4)
 
     @pytest.fixture(autouse=True)
-    def _server(self, redis_cluster: Any) -> Iterator[None]:
-        self.cluster_url = redis_cluster.url + "&partitions=4"
-        with redis.RedisCluster(host="127.0.0.1", port=redis_cluster.nodes[0].port) as self.client:
-            yield
+    def _server(self, redis_cluster: Any) -> None:
+        self.cluster = redis_cluster
 
     def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock] = None) -> BackendSettings:
-        url, given_options = BackendURL.parse(self.cluster_url)
+        url, given_options = BackendURL.parse(self.cluster.url + "&partitions=4")
         options = options_of(dict(given_options))
         return BackendSettings(url, namespace, max_bytes, clock, options)
 
@@ -89,15 +87,19 @@ class TestRedisCluster(BackendConformance):
 
     async def expire_natively(self, backend: RedisBackend, key: str) -> None:
         async def dropped() -> bool:
-            return not self.client.exists(name_of(backend, key))
+            return not self.client(backend, key).exists(name_of(backend, key))
 
         await until(dropped)
 
     async def read_raw(self, backend: RedisBackend, key: str) -> Optional[bytes]:
-        return self.client.get(name_of(backend, key))
+        found: Optional[bytes] = self.client(backend, key).get(name_of(backend, key))
+        return found
 
     async def write_raw(self, backend: RedisBackend, key: str, data: bytes) -> None:
-        self.client.set(name_of(backend, key), data, keepttl=True)
+        self.client(backend, key).set(name_of(backend, key), data, keepttl=True)
+
+    def client(self, backend: RedisBackend, key: str) -> Any:
+        return self.cluster.owner(backend._layout.slots[backend._layout.partition(key)]).client
 
 
 def name_of(store: RedisBackend, key: str) -> str:
@@ -289,7 +291,6 @@ class TestWait:
             await until(_unsubscribed)
             assert calls["cmdstat_pttl"] == 50
             assert calls["cmdstat_subscribe"] == 1
-            assert client.client_list(_type="pubsub") == [] or len(client.client_list(_type="pubsub")) == 1
             await store.close()
 
         async def _unsubscribed() -> bool:
@@ -314,6 +315,32 @@ class TestWait:
             await store.close()
 
         asyncio.run(work())
+
+    def test_of_a_user_with_the_rules_that_the_manual_names_hears_the_message(
+        self, start_server: Any, namespace: str
+    ) -> None:
+        server = start_server("redis")
+        rules = "reset on >pw ~cfc:* &cfc:* +@read +@write +@scripting +@connection +time +publish +subscribe"
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("ACL", "SETUSER", "agent", *rules.split(), "+unsubscribe", "+cluster|slots")
+
+            async def work() -> None:
+                store = backend(f"redis://agent:pw@{server.host}:{server.port}", namespace)
+                await store.open()
+                await store.set("key", b"value", ttl=60)
+                waiting = asyncio.ensure_future(store.wait("key", timeout=30))
+                await asyncio.wait([waiting], timeout=0.2)
+                assert not waiting.done()
+                assert len(client.client_list(_type="pubsub")) == 1
+                assert await store.delete("key")
+                await asyncio.wait_for(waiting, 10)
+                await store.close()
+                await until(nobody_listens)
+
+            async def nobody_listens() -> bool:
+                return client.client_list(_type="pubsub") == []
+
+            asyncio.run(work())
 
 
 class Load:
