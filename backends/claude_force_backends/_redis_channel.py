@@ -109,7 +109,10 @@ class Channel:
 
     async def _send(self, connection: AbstractConnection, commands: Sequence[Command], asking: bool) -> List[Reply]:
         if not connection.is_connected:
-            await connection.connect()  # type: ignore[no-untyped-call]  # the client's signature has no types
+            try:
+                await connection.connect()  # type: ignore[no-untyped-call]  # the client's signature has no types
+            except (ValueError, RecursionError) as error:
+                raise _nonsense(error) from None
         writer = connection._writer
         assert writer is not None  # noqa: S101 - it is connected
         transport = writer.transport
@@ -124,8 +127,7 @@ class Channel:
                 except ResponseError as error:
                     replies.append(error)
                 except (ValueError, RecursionError) as error:
-                    # What the client says of a length that is none, or of a line or a list without end.
-                    raise InvalidResponse(f"it answers what Redis does not: {type(error).__name__}") from None
+                    raise _nonsense(error) from None
         except BaseException:
             # The client has disconnected by now, but politely: its transport would wait until everything that
             # was written is sent, on a silent server for ever.
@@ -166,6 +168,11 @@ class Channel:
             self.abort()
             # The transports close their sockets in the loop's next turn.
             await asyncio.sleep(0)
+
+
+def _nonsense(error: Exception) -> InvalidResponse:
+    """Return the error for what the client says of a length that is none, or of a line or a list without end."""
+    return InvalidResponse(f"it answers what Redis does not: {type(error).__name__}")
 
 
 def cut(connection: AbstractConnection) -> None:

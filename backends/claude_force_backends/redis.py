@@ -140,9 +140,12 @@ class RedisBackend(Backend):
         if reply is None:
             first = [self._request(slot, "SET", record, own, "NX"), self._request(slot, "GET", record)]
             _, reply = await self._reach(first)
-        recorded = bytes(cast(bytes, reply or b"")).decode("ascii", "replace")
+        recorded = reply.decode("ascii", "replace") if isinstance(reply, bytes) else ""
         if not (recorded.isdigit() and 0 < int(recorded) <= SLOTS):
-            raise ForeignStoreError(f"{record} in Redis at {self._deployment} is no number: choose another namespace")
+            # Whoever can write there must not be able to stop a program from starting.
+            raise BackendUnavailableError(
+                f"{record} in Redis at {self._deployment} is no number of partitions: delete it, the entries stay"
+            )
         before = int(recorded)
         if before == own:
             return
