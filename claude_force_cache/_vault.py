@@ -285,7 +285,10 @@ class Vault(Generic[V]):
         return await self._offload(len(data), lambda: self._rings[0].sealer.seal(name, data, life, labels))
 
     async def store(self, names: Sequence[str], sealed: bytes, ttl: Optional[float]) -> int:
-        """Store under the current secret's name; what older secrets have for the key is out of date.
+        """Store under the current secret's name; what other secrets have for the key is out of date, and goes.
+
+        But only what was there before: another process, in the middle of a rotation, may have the secrets the other
+        way round, and each of the two would delete what the other has just stored.
 
         :returns: how many other entries had to go.
         :raises EntryTooLargeError: if it does not fit; the predecessor is gone.
@@ -302,6 +305,7 @@ class Vault(Generic[V]):
                 sealed = self._rings[0].sealer.seal_stand_in(names[0], sealed, manifest.pack())
                 self.parts.overlook(names)  # what was seen was seen long ago
             outdated = await self.parts.under(names)
+            others = await self._get_many(names[1:]) if len(names) > 1 else {}
             evicted += await self._set(names[0], sealed, ttl)
         except (EntryTooLargeError, PartlyUnavailableError) as error:
             await self.parts.drop(parts)
@@ -311,7 +315,13 @@ class Vault(Generic[V]):
                     await self.delete(name)
             raise
         for name in names[1:]:
-            await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
+            if name in others:
+                version = others[name].version
+                await self._call(
+                    lambda: self._backend.delete(name, version=version),  # noqa: B023 - awaited here
+                    _STORE_FACTOR,
+                    writes=True,
+                )
         await self.parts.drop(outdated)
         return evicted
 
