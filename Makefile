@@ -56,6 +56,7 @@ reference: install ## write the pages of docs/reference/ that are made from docs
 types: install ## mypy, strict
 	@$(BIN)/mypy
 	@$(BIN)/mypy scripts tests/packaging
+	@$(BIN)/mypy reliability
 
 contracts: install ## which package may import which
 	@$(BIN)/lint-imports

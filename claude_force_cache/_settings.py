@@ -229,7 +229,11 @@ class BackendURL:
             raise ValueError("expected NAME://..., for example memory:// or disk:///var/cache/answers")
         if not _SCHEME.match(head):
             raise ValueError("the part before :// must be a backend's name in lower case")
-        parts = urlsplit(url, allow_fragments=False)
+        try:
+            parts = urlsplit(url, allow_fragments=False)
+        except ValueError:
+            # Its message quotes what stands between brackets, which may be a password.
+            raise ValueError(_HOST_EXPECTED) from None
         query = _parse_query(parts.query)
         names = [name for name, _ in query]
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -305,6 +309,11 @@ class BackendURL:
         )
 
 
+_HOST_EXPECTED = (
+    "expected host or host:port, separated by commas, IPv6 in brackets, : @ [ and ] in a login as %3A %40 %5B and %5D"
+)
+
+
 def _require_text(value: str) -> None:
     value.encode("utf-8")  # refuses lone surrogates, which is how Python passes on bytes that are no text
 
@@ -328,9 +337,7 @@ def _parse_hosts(text: str) -> Tuple[Tuple[str, Optional[int]], ...]:
 def _parse_host(text: str) -> Tuple[str, Optional[int]]:
     match = re.match(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@]+))(?::([0-9]{1,5}))?\Z", text)
     if match is None:
-        raise ValueError(
-            "expected host or host:port, separated by commas, IPv6 in brackets, : and @ in a login as %3A and %40"
-        )
+        raise ValueError(_HOST_EXPECTED)
     port = int(match.group(3)) if match.group(3) else None
     if port is not None and not 0 < port < 65536:
         raise ValueError("a port is a number from 1 to 65535")

@@ -96,7 +96,7 @@ def _run_plain(name: str, runs: int, seed: int) -> None:
 
 def _run_guided(name: str, runs: int, seed: int) -> None:
     """Let atheris choose the inputs. Does not return."""
-    import atheris  # type: ignore[import-not-found,unused-ignore]  # installed only where there is a wheel of it
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]  # installed only where there is a wheel of it
 
     with atheris.instrument_imports(include=_INSTRUMENTED):
         from .fuzz_targets import TARGETS

@@ -264,7 +264,7 @@ def _url(data: bytes) -> None:
     assert BackendURL.parse(str(url))[0] == (
         url if url.password is None else BackendURL(url.scheme, url.hosts, url.path, url.username, "***")
     )
-    if PASSWORD in (url.password or "") and PASSWORD not in f"{url.hosts}{url.path}{url.username}":
+    if PASSWORD in (url.password or "") and PASSWORD not in f"{url.scheme}{url.hosts}{url.path}{url.username}":
         assert PASSWORD not in f"{url} {url!r}", "it shows a password"
     assert all(isinstance(value, str) for value in options.values())
 
@@ -291,7 +291,7 @@ def _settings(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     for parse in (parse_size, parse_duration, parse_boolean):
         try:
-            value = parse(text)  # type: ignore[operator]  # each takes text
+            value = parse(text)
         except ValueError:
             continue
         except OverflowError:

@@ -91,6 +91,19 @@ def test_a_login_that_lost_its_host_is_not_shown(url: str) -> None:
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://u:[SECRET::0]@host/0", "redis://u:a[SECRET]b@host/0", "redis://6,[SECRET::0]:0?ttl=4h@"]
+)
+def test_a_password_with_brackets_is_not_taken_for_an_address_and_shown(url: str) -> None:
+    # Newer versions of Python take what stands between brackets for an address, older ones for a part of the login.
+    try:
+        said = str(BackendURL.parse(url)[0])
+    except InvalidURLError as error:
+        said = str(error)
+    assert said.startswith(("redis://", "cache URL"))
+    assert "SECRET" not in said
+
+
 @pytest.mark.parametrize("url", ["redis://u:SEC?RET@host", "redis://u:SEC?RET=x@host", "redis://:SEC?R&ET@host/0"])
 def test_a_bare_question_mark_in_a_password_does_not_show_it(url: str) -> None:
     with pytest.raises(InvalidURLError) as caught:
