@@ -56,11 +56,11 @@ class CacheEvents:
 
     @hookspec
     def claude_force_cache_outage(self, cache: str, error: BackendUnavailableError) -> None:
-        """Call when the store is given up for the time being."""
+        """Call when the store, or writing to it alone, is given up for the time being."""
 
     @hookspec
     def claude_force_cache_recovery(self, cache: str) -> None:
-        """Call when the store is back."""
+        """Call when the store is back, or takes writes again."""
 
 
 class Listeners:

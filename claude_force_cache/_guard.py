@@ -20,9 +20,12 @@ from typing_extensions import Protocol
 
 from ._errors import BackendUnavailableError, CacheError, PartlyUnavailableError
 
-__all__ = ["Call", "Guard"]
+__all__ = ["STORE_FACTOR", "Call", "Guard"]
 
 T = TypeVar("T")
+
+STORE_FACTOR = 4
+"""How many times the budget of a look-up a store may cost: it writes, and what it saves was paid for."""
 
 _FAILURES_TO_OPEN = 3
 _PROBE_EVERY = 1.0
@@ -140,7 +143,7 @@ class Guard:
         raise late
 
     def failed(self, error: BackendUnavailableError, *, certain: bool = False, writes: bool = False) -> None:
-        """Count a failure; the third in a row, or a certain one, opens the breaker."""
+        """Count a failure; the third in a row, or a certain one, opens the breaker, or that for writes."""
         self._failures[writes] += 1
         if self._last is not None or (not certain and self._failures[writes] < _FAILURES_TO_OPEN):
             return
@@ -201,5 +204,6 @@ class Guard:
         self._failures[False] = 0
         if self._last is not None:
             self._last = None
+            self._next_write = self._clock()  # what refused writes may have been this very outage
             _logger.warning("cache %s is available again", self._name)
             self._changed(None)

@@ -2,8 +2,8 @@
 
 Who is about to make a value puts a record beside it, under ``<name>.lease``, which only one process can (``add``).
 The others wait until the record is gone and look again. The record says who holds the lease and until when, and is
-authenticated: what somebody else plants is removed, and what somebody keeps and puts back later has expired. So
-whoever can write to the store delays a call by the life of a lease at most.
+authenticated: what somebody else plants is removed, and what somebody keeps and puts back later has expired. A call
+waits for two holders at most, so whoever can write to the store delays it by two lives of a lease at most.
 
 A holder renews its lease every third of its life and removes it at the end, if it is still its own. One that dies
 holds the others up until the lease has expired. Losing a lease costs one more call, nothing else.

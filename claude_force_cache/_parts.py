@@ -7,13 +7,10 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, 
 from ._backend import Backend, Entry
 from ._chunks import IncompleteEntryError, Limits, Manifest, entry_of
 from ._errors import BackendUnavailableError, PartlyUnavailableError
-from ._guard import Call
+from ._guard import STORE_FACTOR, Call
 from ._sealing import CorruptEntryError, Sealer, is_stand_in
 
 __all__ = ["Parts"]
-
-_WRITE_FACTOR = 4
-"""How many times the budget of a look-up a write may cost."""
 
 _MOST_SEEN = 4096
 
@@ -77,7 +74,7 @@ class Parts:
                 if name in self._seen:
                     sealed = self._seen.pop(name)
                 else:
-                    entry = await self._call(lambda: self._backend.get(name), _WRITE_FACTOR)  # noqa: B023 - awaited here
+                    entry = await self._call(lambda: self._backend.get(name), STORE_FACTOR)  # noqa: B023 - awaited here
                     sealed = None if entry is None else entry.value
                 parts += [] if sealed is None else self.named_in(name, sealed)
         return parts
@@ -120,13 +117,13 @@ class Parts:
         :raises BackendUnavailableError: if the store is not available.
         """
         items = {name: (part, ttl) for name, part in parts.items()}
-        return await self._call(lambda: self._backend.set_many(items), _WRITE_FACTOR * manifest.patience, writes=True)
+        return await self._call(lambda: self._backend.set_many(items), STORE_FACTOR * manifest.patience, writes=True)
 
     async def drop(self, parts: Iterable[str]) -> None:
         """Delete parts that nothing refers to any more, as far as that works; the rest expires or makes room."""
         for part in parts:
             try:
-                await self._call(lambda: self._backend.delete(part), _WRITE_FACTOR, writes=True)  # noqa: B023 - awaited here
+                await self._call(lambda: self._backend.delete(part), STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
             except PartlyUnavailableError:
                 continue
             except BackendUnavailableError:

@@ -22,7 +22,7 @@ from ._chunks import IncompleteEntryError, cut
 from ._coalescing import Coalescing
 from ._codecs import Codec
 from ._errors import EntryTooLargeError, InvalidValueError, PartlyUnavailableError
-from ._guard import Call
+from ._guard import STORE_FACTOR, Call
 from ._keys import KeyPart, encode_key
 from ._parts import Parts
 from ._results import StoredEntry
@@ -50,9 +50,6 @@ T = TypeVar("T")
 
 OFFLOAD_FROM = 1 << 17
 """Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
-
-_STORE_FACTOR = 4
-"""How many times the budget of a look-up a store may cost: it writes, and what it saves was paid for."""
 
 _Read = Dict[str, Optional[Entry]]
 """What was read, by name; None for what is not there."""
@@ -150,7 +147,7 @@ class Vault(Generic[V]):
         # A store in this very process has nothing that a single journey would save.
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
-            self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, _STORE_FACTOR, writes=True))
+            self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, STORE_FACTOR, writes=True))
         self.parts = Parts(backend, settings.max_bytes, call=call, sealer_of=self._sealer_of)
 
     def unlock(self, secrets: Secrets) -> None:
@@ -247,7 +244,7 @@ class Vault(Generic[V]):
             epoch = known.get(tag)
             if epoch is None:
                 name = self._rings[0].tag_name(tag)
-                epoch = await self._call(lambda: self._epoch(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
+                epoch = await self._call(lambda: self._epoch(name), STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
             epochs[tag] = epoch
         return epochs
 
@@ -271,7 +268,7 @@ class Vault(Generic[V]):
         ended = 0
         for tag in tags:
             for name in [ring.tag_name(tag) for ring in self._rings]:
-                ended += await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)  # noqa: B023 - awaited
+                ended += await self._call(lambda: self._backend.delete(name), STORE_FACTOR, writes=True)  # noqa: B023 - awaited
         return ended
 
     async def seal(self, name: str, data: bytes, life: Life, epochs: Epochs) -> bytes:
@@ -319,7 +316,7 @@ class Vault(Generic[V]):
                 version = others[name].version
                 await self._call(
                     lambda: self._backend.delete(name, version=version),  # noqa: B023 - awaited here
-                    _STORE_FACTOR,
+                    STORE_FACTOR,
                     writes=True,
                 )
         await self.parts.drop(outdated)
@@ -328,7 +325,7 @@ class Vault(Generic[V]):
     async def _set(self, name: str, sealed: bytes, ttl: Optional[float]) -> int:
         if self._gathered is not None:
             return await self._gathered.set(name, sealed, ttl=ttl)
-        return await self._call(lambda: self._backend.set(name, sealed, ttl=ttl), _STORE_FACTOR, writes=True)
+        return await self._call(lambda: self._backend.set(name, sealed, ttl=ttl), STORE_FACTOR, writes=True)
 
     async def delete(self, name: str) -> bool:
         """Delete whatever is under a name, with all its parts.
@@ -337,7 +334,7 @@ class Vault(Generic[V]):
         """
         self.parts.overlook([name])
         parts = await self.parts.under([name])
-        deleted = await self._call(lambda: self._backend.delete(name), _STORE_FACTOR, writes=True)
+        deleted = await self._call(lambda: self._backend.delete(name), STORE_FACTOR, writes=True)
         await self.parts.drop(parts)
         return deleted
 
@@ -368,9 +365,7 @@ class Vault(Generic[V]):
         :raises BackendUnavailableError: if the store is not available.
         """
         self._forget(name)
-        deleted = await self._call(
-            lambda: self._backend.delete(name, version=entry.version), _STORE_FACTOR, writes=True
-        )
+        deleted = await self._call(lambda: self._backend.delete(name, version=entry.version), STORE_FACTOR, writes=True)
         await self.parts.drop(self.parts.named_in(name, entry.value))
         return deleted
 

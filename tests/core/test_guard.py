@@ -231,6 +231,34 @@ def test_one_write_at_a_time_tries_again_and_less_and_less_often(caplog: pytest.
     assert len(caplog.records) == 2
 
 
+def test_a_store_that_is_back_is_written_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+
+    async def main() -> None:
+        store = Store(lambda: now[0])
+        store.error = BackendUnavailableError("gone")
+        for second in range(40):  # long enough for the pause between two writes to have grown
+            now[0] = 1000.0 + second
+            with pytest.raises(BackendUnavailableError):
+                await store.write()
+        for _ in range(3):
+            with pytest.raises(BackendUnavailableError):
+                await store.call()
+        store.error = None
+        now[0] += 1.0
+        with pytest.raises(BackendUnavailableError):
+            await store.call()  # begins the probe
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert store.guard.outage is None
+        assert await store.write() == "value"
+        assert store.guard.refusal is None
+        await store.guard.close()
+
+    asyncio.run(main())
+    assert len(caplog.records) == 4
+
+
 def test_a_part_of_a_store_that_is_gone_is_not_an_outage_of_the_whole(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         store = Store()
