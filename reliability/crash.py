@@ -23,11 +23,8 @@ import os
 import pickle
 import random
 import select
-import shutil
 import signal
-import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +32,16 @@ import traceback
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from claude_force_cache import Backend, BackendSettings, BackendURL, EntryTooLargeError, SyncBackend, load_backend
+from claude_force_cache import (
+    Backend,
+    BackendSettings,
+    BackendUnavailableError,
+    BackendURL,
+    SyncBackend,
+    load_backend,
+)
+
+from .servers import Server
 
 __all__ = ["Report", "run"]
 
@@ -43,8 +49,11 @@ AnyBackend = Union[Backend, SyncBackend]
 State = Optional[int]
 """What a key holds: the number of the operation that wrote it, or None."""
 
-_NOTE = struct.Struct(">BHIq")
-"""Phase (0 begins, 1 is done), key, number of the operation, what the key holds after it (-1 for nothing)."""
+_NOTE = struct.Struct(">BHq")
+"""Phase, key, and what the key holds after the operation: the number of the one that wrote it, or -1 for nothing."""
+
+_BEGINS, _DONE, _VOID = 0, 1, 2
+"""An operation is about to begin; has changed the key as it said; has changed nothing."""
 
 _KEYS = 24
 _SIZES = (0, 1, 200, 2_000, 20_000, 150_000)
@@ -131,29 +140,29 @@ class _Writer:
         verb = choose.choice(("set", "set", "set", "add", "touch", "delete", "delete if", "set_many"))
         backend: Any = self._backend
         if verb in {"set", "set_many", "add"}:
-            self._tell(0, index, number)
+            self._tell(_BEGINS, index, number)
             if verb == "set":
                 await _maybe(backend.set(key, content, ttl=ttl))
             elif verb == "set_many":
                 await _maybe(backend.set_many({key: (content, ttl)}))
             elif not await _maybe(backend.add(key, content, ttl=ttl)):
-                self._tell(2, index, 0)
+                self._tell(_VOID, index, 0)
                 return
-            self._tell(1, index, number)
+            self._tell(_DONE, index, number)
         elif verb == "touch":
             await _maybe(backend.touch(key, ttl=ttl))
         else:
             entry = await _maybe(backend.get(key)) if verb == "delete if" else None
-            self._tell(0, index, -1)
+            self._tell(_BEGINS, index, -1)
             version = None if entry is None else entry.version
             if verb == "delete if" and entry is None:
-                self._tell(2, index, 0)
+                self._tell(_VOID, index, 0)
                 return
             await _maybe(backend.delete(key, version=version))
-            self._tell(1, index, -1)
+            self._tell(_DONE, index, -1)
 
     def _tell(self, phase: int, index: int, holds: int) -> None:
-        os.write(self._pipe, _NOTE.pack(phase, index, 0, holds))
+        os.write(self._pipe, _NOTE.pack(phase, index, holds))
 
 
 async def _look(backend: AnyBackend, limit: Optional[int]) -> _Found:
@@ -241,14 +250,14 @@ class _Keys:
         self.done = 0
 
     def hear(self, data: bytes) -> None:
-        for phase, index, _, holds in _NOTE.iter_unpack(data[: len(data) // _NOTE.size * _NOTE.size]):
+        for phase, index, holds in _NOTE.iter_unpack(data[: len(data) // _NOTE.size * _NOTE.size]):
             key, state = f"{self.name}-{index}", None if holds < 0 else holds
-            if phase == 0:
+            if phase == _BEGINS:
                 self.pending = (key, state)
                 continue
             self.pending = None
             self.done += 1
-            if phase == 1:
+            if phase == _DONE:
                 self.holds[key] = state
 
     def judge(self, found: Dict[str, int], *, evicts: bool) -> Tuple[List[str], bool]:
@@ -269,74 +278,6 @@ class _Keys:
         return problems, happened
 
 
-class _RedisServer:
-    """A server with an append-only file, which is killed and comes back."""
-
-    def __init__(self, folder: Path, fsync: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        program = shutil.which("redis-server")
-        if program is None:
-            raise RuntimeError("redis-server is not installed: make servers")
-        arguments = f"--port {self.port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync {fsync}"
-        self._command = [program, *arguments.split(), "--save", "", "--aof-load-truncated", "yes"]
-        self._log = folder / "redis.log"
-        self._process: Optional[subprocess.Popen[bytes]] = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                    connection.sendall(b"PING\r\n")
-                    if connection.recv(100).startswith(b"+PONG"):
-                        return
-            except OSError:
-                pass
-            time.sleep(0.005)
-        raise RuntimeError(f"redis-server does not start, see {self._log}")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-class _MemcachedServer:
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        program = shutil.which("memcached")
-        if program is None:
-            raise RuntimeError("memcached is not installed: make servers")
-        self._command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-o", "hashpower=13"]
-        if os.geteuid() == 0:
-            self._command += ["-u", "root"]
-        self._process: Optional[subprocess.Popen[bytes]] = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command)
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return
-        raise RuntimeError("memcached does not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-
 def run(
     kind: str,
     *,
@@ -351,15 +292,15 @@ def run(
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-") as name:
         folder = Path(name)
-        server: Union[_RedisServer, _MemcachedServer, None] = None
+        server: Optional[Server] = None
         url = f"disk://{folder}/cache"
         if kind == "redis":
-            server = _RedisServer(folder, fsync)
+            server = Server(kind, folder, "--appendonly", "yes", "--appendfsync", fsync)
         elif kind == "memcached":
-            server = _MemcachedServer(folder)
+            server = Server(kind, folder, "-o", "hashpower=13")
         if server is not None:
             server.start()
-            url = f"{kind}://127.0.0.1:{server.port}"
+            url = server.url
         try:
             report = _rounds(
                 kind, url, folder=folder, server=server, choose=choose, rounds=rounds, writers=writers, say=say
@@ -375,7 +316,7 @@ def _rounds(
     url: str,
     *,
     folder: Path,
-    server: Union[_RedisServer, _MemcachedServer, None],
+    server: Optional[Server],
     choose: random.Random,
     rounds: int,
     writers: int,
@@ -393,7 +334,8 @@ def _rounds(
             job = _writer_job(url, namespace, limit, keys.name, choose.getrandbits(20))
             children.append((*_in_child(job), keys))
         _listen(children, choose.uniform(0.01, 0.12))
-        if isinstance(server, _RedisServer) and number % 4 == 3:
+        restarts = server is not None and kind == "redis" and number % 4 == 3
+        if server is not None and restarts:
             server.kill()  # under the writers' hands
             kills += 1
         for pid, _, _ in children:
@@ -408,7 +350,7 @@ def _rounds(
                 keys.hear(data)
             os.close(pipe)
             kills += 1
-        if isinstance(server, _RedisServer) and number % 4 == 3:
+        if server is not None and restarts:
             server.start()
         found: _Found = _result_of(lambda: _look(_backend(url, namespace, limit), limit))  # noqa: B023 - called here
         problems += [f"round {number}: {problem}" for problem in found.problems]
@@ -454,18 +396,19 @@ def _listen(children: List[Any], seconds: float) -> None:
             silent.discard(pipe)
         if not silent and seconds:
             deadline, seconds = time.monotonic() + seconds, 0.0
+    if silent:
+        raise RuntimeError("a writer has done nothing: there is nothing to judge")
 
 
 def _writer_job(url: str, namespace: str, limit: Optional[int], name: str, seed: int) -> Callable[[int], None]:
     def work(pipe: int) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the server may die before them
         writer = _Writer(_backend(url, namespace, limit), name, pipe, seed)
         try:
             asyncio.run(writer.write_until_killed())
-        except EntryTooLargeError:
-            raise
-        except Exception:  # noqa: BLE001 - whatever it is that a server which was killed first makes of it
-            time.sleep(_START_SECONDS)
+        except BackendUnavailableError:
+            if not url.startswith("redis:"):
+                raise
+            time.sleep(_START_SECONDS)  # the server was killed first; so will this process be
 
     return work
 

@@ -10,25 +10,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import pwd
 import random
-import shutil
 import signal
-import socket
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Iterator, List, NamedTuple
 
 from claude_force_cache import MISSING, BytesCodec, Cache, open_cache
+
+from .servers import Server
 
 __all__ = ["main"]
 
 _VALUE = 2048
 _TASKS = 8
-_START_SECONDS = 10.0
 
 
 class Phase(NamedTuple):
@@ -40,46 +38,10 @@ class Phase(NamedTuple):
     stored: int
 
 
-class Memcached:
-    """A server of our own, on a free port that it keeps."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and return when it takes connections."""
-        program = shutil.which("memcached")
-        if program is None:
-            sys.exit("memcached is not on PATH: install it, for instance with `apt-get install memcached`")
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        where = ["-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-u", user]
-        self._process = subprocess.Popen([program, *where])
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    sys.exit(f"memcached does not start on port {self.port}")
-                time.sleep(0.02)
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """Kill it, and return when its port is free."""
-        self._process.kill()
-        self._process.wait()
-
-
 @contextmanager
-def _server() -> Iterator[Memcached]:
-    server = Memcached()
+def _server(folder: Path) -> Iterator[Server]:
+    server = Server("memcached", folder)
+    server.start()
     try:
         yield server
     finally:
@@ -127,7 +89,7 @@ async def _fill(cache: Cache[bytes], entries: int) -> None:
         await cache.set(key, os.urandom(_VALUE))
 
 
-async def _lose(servers: List[Memcached], entries: int, seconds: float) -> None:
+async def _lose(servers: List[Server], entries: int, seconds: float) -> None:
     url = "memcached://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
     async with open_cache(url, codec=BytesCodec(), secrets="of an experiment only", tier_bytes=0) as cache:
         await _fill(cache, entries)
@@ -148,7 +110,7 @@ async def _lose(servers: List[Memcached], entries: int, seconds: float) -> None:
         print(f"account: {usage.entries} entries, {usage.bytes} bytes; as counted: {report.consistent}")
 
 
-async def _long_answer(servers: List[Memcached], times: int) -> None:
+async def _long_answer(servers: List[Server], times: int) -> None:
     url = "memcached://" + ",".join(f"127.0.0.1:{server.port}" for server in servers)
     value = os.urandom(5_000_000)
     stores, lookups = [], []
@@ -177,7 +139,8 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=3000, help="how many entries there are")
     options = parser.parse_args()
     with ExitStack() as stack:
-        servers = [stack.enter_context(_server()) for _ in range(3)]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lost-server-")))
+        servers = [stack.enter_context(_server(folder)) for _ in range(3)]
         asyncio.run(_lose(servers, options.entries, options.seconds))
         asyncio.run(_long_answer(servers[:1], 20))
         asyncio.run(_long_answer(servers, 20))

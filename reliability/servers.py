@@ -1,0 +1,79 @@
+"""Redis and Memcached for experiments: processes of our own, which can be killed and come back on their port."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import List, Optional
+
+__all__ = ["Server"]
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 30.0
+_PROGRAMS = {"redis": "redis-server", "memcached": "memcached"}
+
+
+class Server:
+    """A server that is not started yet, on a free port that it keeps.
+
+    :param kind: ``redis`` or ``memcached``.
+    :param folder: an existing folder for what it writes.
+    :param arguments: more of its command line.
+    :raises RuntimeError: if its program is not installed.
+    """
+
+    def __init__(self, kind: str, folder: Path, *arguments: str) -> None:
+        program = shutil.which(_PROGRAMS[kind])
+        if program is None:
+            raise RuntimeError(f"{_PROGRAMS[kind]} is not installed: make servers")
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"{kind}://{_HOST}:{self.port}"
+        self._hello = b"PING\r\n" if kind == "redis" else b"version\r\n"
+        self._welcome = b"+PONG" if kind == "redis" else b"VERSION"
+        self._command = [program, *_own_arguments(kind, self.port, folder), *arguments]
+        self._log = folder / f"{kind}-{self.port}.log"
+        self._process: Optional[subprocess.Popen[bytes]] = None
+
+    def start(self) -> None:
+        """Start it, and return when it answers.
+
+        :raises RuntimeError: if it does not.
+        """
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with socket.create_connection((_HOST, self.port), 1) as connection:
+                    connection.sendall(self._hello)
+                    if connection.recv(100).startswith(self._welcome):
+                        return
+            except OSError:
+                pass
+            time.sleep(0.005)
+        raise RuntimeError(f"{self._command[0]} does not start, see {self._log}")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, while it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it, and return when its port is free. Nothing happens if it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _own_arguments(kind: str, port: int, folder: Path) -> List[str]:
+    if kind == "redis":
+        return ["--port", str(port), "--bind", _HOST, "--dir", str(folder), "--save", ""]
+    return ["-l", _HOST, "-p", str(port), "-U", "0", "-u", pwd.getpwuid(os.geteuid()).pw_name]
