@@ -8,9 +8,12 @@ from typing import Any, Coroutine, Dict, TypeVar
 
 from ._failure import INTERRUPTED, CommandError
 
-__all__ = ["run_command"]
+__all__ = ["GOES_ON", "run_command"]
 
 T = TypeVar("T")
+
+GOES_ON = "interrupted: the same command goes on where it stopped, what is cached is not asked again"
+"""What to tell of a command that asks many tasks of a cache."""
 
 
 def run_command(main: Coroutine[Any, Any, T], *, interrupted: str = "interrupted: start it again") -> T:

@@ -90,7 +90,7 @@ def map_tasks(
 ) -> None:
     """Ask an agent every task of a file. Run it again after an interruption: what is cached is not asked again."""
     from ._execution import make_orchestrator
-    from ._loop import run_command
+    from ._loop import GOES_ON, run_command
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
     orchestrator = make_orchestrator(
@@ -125,7 +125,7 @@ def map_tasks(
             shown = bar.add_task(agent, total=total)
             run_command(
                 batch.run(source, target, lambda: bar.advance(shown)),
-                interrupted="interrupted: the same command goes on where it stopped, what is cached is not asked again",
+                interrupted=GOES_ON,
             )
     note(batch.summary())
     if batch.failed:

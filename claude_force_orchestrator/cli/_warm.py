@@ -64,7 +64,7 @@ def warm(
     Options have to be those that the tasks will be asked with: they are part of the question.
     """
     from ._execution import make_orchestrator
-    from ._loop import run_command
+    from ._loop import GOES_ON, run_command
     from ._map import count_tasks, opened
 
     orchestrator = make_orchestrator(
@@ -92,7 +92,7 @@ def warm(
             warming = _Warming(orchestrator, agent, arguments, lambda: bar.advance(shown))
             run_command(
                 warming.run(source),
-                interrupted="interrupted: the same command goes on where it stopped, what is cached is not asked again",
+                interrupted=GOES_ON,
             )
     note(warming.summary())
     if warming.failed:

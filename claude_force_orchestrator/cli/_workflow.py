@@ -137,7 +137,7 @@ def run_workflow(
     """
     from .._workflow import Workflow
     from ._execution import make_orchestrator
-    from ._loop import run_command
+    from ._loop import GOES_ON, run_command
     from ._run import read_task
     from ._tree import live_tree
 
@@ -172,7 +172,7 @@ def run_workflow(
     with live_tree(workflow, text) as tree:
         result = run_command(
             _run(orchestrator, workflow, text, tree, arguments),
-            interrupted="interrupted: the same command goes on where it stopped, what is cached is not asked again",
+            interrupted=GOES_ON,
         )
     _print(result, as_json=as_json)
 
