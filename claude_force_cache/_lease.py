@@ -152,12 +152,19 @@ class Leases:
             pass  # it expires
 
     async def _add(self, lease: Lease) -> bool:
-        try:
-            return await self._call(
-                lambda: self._backend.add(lease.name, self._record(lease), ttl=self._seconds), writes=True
+        # A task of its own, since what is cancelled may still happen, in a thread or on its way to a server.
+        adding = asyncio.ensure_future(
+            self._call(
+                lambda: self._backend.add(lease.name, self._record(lease), ttl=self._seconds),
+                writes=True,
             )
+        )
+        try:
+            return await asyncio.shield(adding)
         except asyncio.CancelledError:
-            await self.release(lease)  # it may have been stored
+            await asyncio.wait([adding])
+            if not adding.cancelled() and adding.exception() is None and adding.result():
+                await self.release(lease)
             raise
 
     def _record(self, lease: Lease) -> bytes:

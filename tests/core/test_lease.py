@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -265,6 +266,46 @@ def test_closing_right_after_a_cancellation_leaves_no_lease(shared_url: str, nam
         assert not await is_held()
 
     together(shared_url, 2, test, namespace)
+
+
+def test_a_lease_that_is_taken_after_its_caller_was_cancelled_is_given_back(disk_url: str, namespace: str) -> None:
+    async def test(cache: Cache[Any], other: Cache[Any]) -> None:
+        store: Any = cache._backend
+        add, asked, may_go, done = store._backend.add, threading.Event(), threading.Event(), threading.Event()
+
+        def slow(*arguments: Any, **options: Any) -> bool:
+            asked.set()
+            assert may_go.wait(SECONDS)
+            added = bool(add(*arguments, **options))
+            done.set()
+            return added
+
+        store._backend.add = slow
+        call = asyncio.ensure_future(cache.get_or_compute(KEY, Counter(5.0)))
+
+        async def is_asked() -> bool:
+            return asked.is_set()
+
+        await until(is_asked)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        for _ in range(20):  # whoever looks now finds nothing
+            assert await other._backend.get(await lease_of(other)) is None
+        may_go.set()
+
+        async def is_done() -> bool:
+            return done.is_set()
+
+        await until(is_done)
+        await cache._flight.settle()
+
+        async def gone() -> bool:
+            return not await infos(other)
+
+        await until(gone)
+
+    together(disk_url, 2, test, namespace, lease="10m")
 
 
 def test_without_leases_each_makes_its_own(disk_url: str, namespace: str) -> None:
