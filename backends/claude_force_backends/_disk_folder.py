@@ -21,6 +21,8 @@ from claude_force_cache import (
     ForeignStoreError,
 )
 
+from ._disk_mounts import network_type
+
 __all__ = ["ANOTHER", "MARKER", "prepare_folder", "unavailable_folder"]
 
 MARKER = ".claude-force-cache"
@@ -32,7 +34,7 @@ _COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite opens beside a database."""
 
 
-def prepare_folder(root: Path, namespace: str, database: str, *, private: bool = True) -> Path:
+def prepare_folder(root: Path, namespace: str, database: str, *, private: bool = True, network: bool = False) -> Path:
     """Return the path of a namespace's database file, making root, marker, folder and empty file as needed.
 
     A new folder is made with mode 0700 and the file with 0600, whatever the umask. The marker is the first file in
@@ -40,9 +42,17 @@ def prepare_folder(root: Path, namespace: str, database: str, *, private: bool =
     start.
 
     :param private: refuse what other users can change. An empty folder that is this user's is closed to them.
+    :param network: take a folder on a network file system, too.
     :raises ForeignStoreError: if ``root`` is no folder, not empty and not ours, or not safe; nothing was touched.
     :raises OSError: if the system refuses.
     """
+    kind = None if network else network_type(root)
+    if kind is not None:
+        raise ForeignStoreError(
+            f"cache folder {root} is on a network file system ({kind}), where SQLite's locks are not safe: choose a "
+            "folder of this machine, disk:///absolute/path, or share a cache by redis:// or memcached://, or set "
+            "network=true where one machine alone uses it"
+        )
     for missing in reversed([above for above in root.parents if not above.exists()]):
         missing.mkdir(mode=0o755, exist_ok=True)  # with the umask, but never open to everybody
     if private:

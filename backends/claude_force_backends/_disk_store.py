@@ -131,11 +131,15 @@ class Store:
     :param namespace: the namespace; its database has a folder of its own below ``root``.
     :param busy_timeout: how long to wait for another writer, in seconds.
     :param private: refuse a folder that other users can change.
+    :param network: take a folder on a network file system, too.
     """
 
-    def __init__(self, root: Path, namespace: str, busy_timeout: float, *, private: bool = True) -> None:
+    def __init__(
+        self, root: Path, namespace: str, busy_timeout: float, *, private: bool = True, network: bool = False
+    ) -> None:
         self._root = root
         self._private = private
+        self._network = network
         self._namespace = namespace
         self._busy_timeout = busy_timeout
         self.disk = BytesDisk(str(root))
@@ -250,7 +254,9 @@ class Store:
         return connection
 
     def _prepare(self) -> Path:
-        path = self._path = prepare_folder(self._root, self._namespace, "cache.db", private=self._private)
+        path = self._path = prepare_folder(
+            self._root, self._namespace, "cache.db", private=self._private, network=self._network
+        )
         connection = self._connect()
         try:
             if _pragma(connection, "user_version") != _FORMAT:

@@ -71,6 +71,7 @@ _OPTIONS = (
         maximum=3600,
     ),
     Option("private", parse_boolean, True, "refuse a folder that other users can change or exchange"),
+    Option("network", parse_boolean, False, "take a folder on a network file system, where one machine alone uses it"),
 )
 
 _GET = """
@@ -462,8 +463,15 @@ def _folder(url: BackendURL) -> Path:
 def _create(settings: BackendSettings) -> DiskBackend:
     from ._disk_store import Store  # diskcache is imported only for those who chose it
 
-    timeout, private = settings.options.get("busy_timeout", 5.0), settings.options.get("private", True)
-    return DiskBackend(settings, Store(_folder(settings.url), settings.namespace, timeout, private=private))
+    options = settings.options
+    store = Store(
+        _folder(settings.url),
+        settings.namespace,
+        options.get("busy_timeout", 5.0),
+        private=options.get("private", True),
+        network=options.get("network", False),
+    )
+    return DiskBackend(settings, store)
 
 
 @hookimpl
