@@ -212,7 +212,7 @@ def planted(kind: str, genuine: bytes) -> bytes:
 @pytest.mark.parametrize("kind", ["empty", "short", "random", "huge", "prolonged", "replayed", "of another key"])
 def test_a_record_that_somebody_planted_keeps_nobody_waiting(shared_url: str, namespace: str, kind: str) -> None:
     counter = Counter(0.0)
-    life = 0.3 if kind == "replayed" else 6.0
+    life = 1.0 if kind == "replayed" else 6.0
 
     async def test(first: Cache[Any], second: Cache[Any]) -> None:
         stored = await first.stored_key("another" if kind == "of another key" else KEY)
