@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
 import shutil
 import signal
@@ -12,10 +14,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 _SECONDS = 20.0
 _SLOTS = 16384
@@ -258,3 +264,58 @@ def watched_redis(tmp_path: Path) -> Iterator[Watched]:
         yield watched
     finally:
         watched.end()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A folder with ``authority``, ``server``, ``client``, and ``stranger``, which nobody signed: .crt and .key."""
+    authority = _certificate(tmp_path, "authority", None)
+    for name in ("server", "client"):
+        _certificate(tmp_path, name, authority)
+    _certificate(tmp_path, "stranger", None)
+    return tmp_path
+
+
+def _usage_of_key(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _certificate(
+    folder: Path, name: str, issuer: Optional[Tuple[x509.Certificate, Any]]
+) -> Tuple[x509.Certificate, Any]:
+    """Write ``name``.crt and ``name``.key for 127.0.0.1, signed by ``issuer`` or by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    signer = key if issuer is None else issuer[1]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        # Python 3.13 verifies strictly, to the letter of RFC 5280.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_usage_of_key(authority=issuer is None), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, key
