@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Awaitable, Callable, Generic, Iterable, Iterator, Optional, Type, TypeVar, Union
+from typing import Awaitable, Callable, Dict, Generic, Iterable, Iterator, Optional, Sequence, Type, TypeVar, Union
 
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -66,6 +66,10 @@ class BlockingCache(Generic[V]):
     def get(self, key: KeyPart) -> Union[V, Missing]:
         """See :meth:`Cache.get`."""
         return self._loop.call(self._cache.get, key)
+
+    def get_many(self, keys: Sequence[KeyPart]) -> Dict[int, V]:
+        """See :meth:`Cache.get_many`."""
+        return self._loop.call(self._cache.get_many, keys)
 
     def get_entry(
         self,

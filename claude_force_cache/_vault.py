@@ -15,13 +15,14 @@ from typing import (
     Sequence,
     Tuple,
     TypeVar,
+    Union,
 )
 
 from ._backend import Backend, Clock, Entry, EntryInfo
 from ._chunks import IncompleteEntryError, cut
 from ._coalescing import Coalescing
 from ._codecs import Codec
-from ._errors import EntryTooLargeError, InvalidValueError, PartlyUnavailableError
+from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
 from ._guard import STORE_FACTOR, Call
 from ._keys import KeyPart, encode_key
 from ._parts import Parts
@@ -196,6 +197,27 @@ class Vault(Generic[V]):
             if record is not None and len(record.value) == EPOCH_BYTES:
                 epochs[tag] = record.value
         return found, epochs
+
+    async def find_many(self, wanted: Sequence[Sequence[str]]) -> List[Union[Found[V], BackendUnavailableError, None]]:
+        """Return what :meth:`find` returns or raises for each of several keys, given by their names. One bulk read.
+
+        :raises BackendUnavailableError: if the store is not available, or for a part of them.
+        """
+        read: _Read = dict.fromkeys(name for names in wanted for name in names)
+        read.update(await self._get_many(list(read)))
+        results: List[Union[Found[V], BackendUnavailableError, None]] = []
+        for names in wanted:
+            self.parts.note(names, read)
+            result: Union[Found[V], BackendUnavailableError, None] = None
+            for ring, name in zip(self._rings, names):
+                entry = read[name]
+                if entry is not None and result is None:
+                    try:
+                        result = await self._open_valid(ring, name, entry, read)
+                    except BackendUnavailableError as error:
+                        result = error
+            results.append(result)
+        return results
 
     async def _open_valid(self, ring: _Ring, name: str, entry: Entry, read: _Read) -> Optional[Found[V]]:
         for _ in range(_LOOKS):
