@@ -101,3 +101,41 @@ def test_the_blocking_twin_looks_up_many() -> None:
     with BlockingCache(cache) as twin:
         twin.set("a", 1)
         assert twin.get_many(["b", "a"]) == {1: 1}
+
+
+def test_corrupt_entries_are_misses_that_are_evicted_and_the_others_are_found(store_url: str) -> None:
+    async def main() -> None:
+        async with open_cache(store_url, secrets=SECRET, tier_bytes=0, timeout=5) as cache:
+            await cache.clear()
+            for key in ("a", "b", "c"):
+                await cache.set(key, key)
+            await cache._backend.set(await cache.stored_key("b"), b"planted", ttl=None)
+            assert await cache.get_many(["a", "b", "c"]) == {0: "a", 2: "c"}
+            assert cache.stats().corrupt == 1
+            assert (await cache.usage()).entries == 2
+            await cache.clear()
+
+    asyncio.run(main())
+
+
+def test_entries_of_a_previous_secret_and_of_the_new_one_are_found(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_cache(f"disk://{tmp_path}", secrets="an old secret of the tests") as cache:
+            await cache.set("old", 1)
+        secrets = [SECRET, "an old secret of the tests"]
+        async with open_cache(f"disk://{tmp_path}", secrets=secrets, tier_bytes=0) as cache:
+            await cache.set("new", 2)
+            assert await cache.get_many(["new", "neither", "old"]) == {0: 2, 2: 1}
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_absent_costs_misses_and_what_the_tier_has_is_found() -> None:
+    async def main() -> None:
+        async with open_cache("redis://127.0.0.1:1", secrets=SECRET, tier_bytes=100_000) as cache:
+            await cache.set("here", 1)
+            assert await cache.get_many(["gone", "here"]) == {1: 1}
+            assert (cache.stats().hits, cache.stats().misses) == (1, 1)
+            assert cache.stats().errors > 0
+
+    asyncio.run(main())
