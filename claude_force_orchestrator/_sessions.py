@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from ._errors import ConfigError
+from ._database import Format, open_database, writing
 
 __all__ = ["LONGEST_OUTPUT", "LONGEST_TASK", "Question", "Recollection", "Session", "Sessions", "text_digest"]
 
@@ -24,8 +23,6 @@ LONGEST_TASK = 1_000
 LONGEST_OUTPUT = 2_000
 """Characters of an answer that are kept."""
 
-_APPLICATION_ID = 0x63664D65
-_VERSION = 1
 _BUSY_SECONDS = 10.0
 _MOST_CHOICES = 100_000
 _DAY = 86_400.0
@@ -56,8 +53,13 @@ _SCHEMA = (
     )""",
     "CREATE INDEX choices_by_task ON choices (agent, task_digest)",
     "CREATE INDEX choices_by_expiry ON choices (expires)",
-    f"PRAGMA application_id = {_APPLICATION_ID}",
-    f"PRAGMA user_version = {_VERSION}",
+)
+_FORMAT = Format(
+    what="the agents' memory",
+    remedy="move it away, or name another file in memory.path of claude.json",
+    application_id=0x63664D65,
+    version=1,
+    schema=_SCHEMA,
 )
 
 
@@ -135,7 +137,7 @@ class Sessions:
             if found is None and question.life == 0.0:
                 found = _choose(file, question, now)
             if found is None:
-                with _writing(file):
+                with writing(file):
                     found = _recall_chosen(file, question, now)
                     if found is None:
                         found = _choose(file, question, now)
@@ -153,7 +155,7 @@ class Sessions:
         :param keep: how many of an agent are kept.
         """
         task_digest, output_digest = text_digest(task), text_digest(output)
-        with self._opened() as file, _writing(file):
+        with self._opened() as file, writing(file):
             known = file.execute(
                 "SELECT 1 FROM sessions WHERE agent = ? AND task_digest = ? AND (output_digest = ? OR ?) LIMIT 1",
                 (agent, task_digest, output_digest, not anew),
@@ -189,7 +191,7 @@ class Sessions:
         """Delete sessions, and overwrite what the file held of them; return how many there were."""
         if not self.path.exists():
             return 0
-        with self._opened() as file, _writing(file):
+        with self._opened() as file, writing(file):
             if everything:
                 file.execute("DELETE FROM choices")
                 return file.execute("DELETE FROM sessions").rowcount
@@ -209,72 +211,24 @@ class Sessions:
         """Delete what is too old or too much, and return how many sessions that were."""
         if not self.path.exists():
             return 0
-        with self._opened() as file, _writing(file):
+        with self._opened() as file, writing(file):
             agents = [agent for (agent,) in file.execute("SELECT DISTINCT agent FROM sessions").fetchall()]
             return _prune(file, now, days, keep, agents)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # SQLite would make it readable for everybody.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
-        file = sqlite3.connect(str(self.path), timeout=_BUSY_SECONDS, isolation_level=None)
+        file = open_database(self.path, _FORMAT, busy_seconds=_BUSY_SECONDS)
         try:
             # What is forgotten is overwritten, not only unlinked.
             file.execute("PRAGMA secure_delete = ON")
-            self._check(file)
             yield file
         finally:
             file.close()
-
-    def _check(self, file: sqlite3.Connection) -> None:
-        """Accept a file of ours, and make one out of an empty one.
-
-        :raises ConfigError: if it is anything else.
-        """
-        try:
-            if _number(file, "application_id") == _APPLICATION_ID and _number(file, "user_version") == _VERSION:
-                return
-            with _writing(file):
-                application, version = _number(file, "application_id"), _number(file, "user_version")
-                if application == _APPLICATION_ID and version == _VERSION:
-                    return
-                tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if not application and not version and not tables:
-                    for statement in _SCHEMA:
-                        file.execute(statement)
-                    return
-            what = "of another version" if application == _APPLICATION_ID else "of another program"
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            what = "no SQLite file, or damaged"
-        raise ConfigError(
-            f"the agents' memory {str(self.path)!r} is {what}; move it away, or name another file in memory.path of "
-            "claude.json"
-        )
 
 
 def text_digest(text: str) -> bytes:
     """Return the digest by which texts are told apart."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _number(file: sqlite3.Connection, pragma: str) -> int:
-    return int(file.execute(f"PRAGMA {pragma}").fetchone()[0])
-
-
-@contextmanager
-def _writing(file: sqlite3.Connection) -> Iterator[None]:
-    # The lock is taken at the beginning: a transaction that reads first and wants to write then may find that another
-    # process has written in between, and fail.
-    file.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        file.execute("ROLLBACK")
-        raise
-    file.execute("COMMIT")
 
 
 def _recall_chosen(file: sqlite3.Connection, question: Question, now: float) -> Optional[Tuple[Session, ...]]:
