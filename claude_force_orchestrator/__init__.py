@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from ._result import AgentResult, ExecutionMetadata, Totals
     from ._settings import DEFAULT_BASE_URL, DEFAULT_MODEL, Setting, Settings
     from ._suspicion import SUSPICIONS
+    from ._tracker import SQLiteTracker
+    from ._tracking import ExecutionRecord, Outcome, Tracker
     from ._validation import MAX_TASK_CHARACTERS
     from ._workflow import Step, Workflow
     from ._workflow_run import StepResult, StepState, WorkflowResult
@@ -86,6 +88,7 @@ __all__ = [
     "EmptyAnswerError",
     "ExecutionMetadata",
     "ExecutionOptions",
+    "ExecutionRecord",
     "Explanation",
     "FamilyLimit",
     "Freshness",
@@ -97,6 +100,7 @@ __all__ = [
     "NotCachedError",
     "OrchestratorError",
     "OrchestratorEvents",
+    "Outcome",
     "OverloadedError",
     "PermissionDeniedError",
     "Price",
@@ -105,6 +109,7 @@ __all__ = [
     "ProjectError",
     "RateLimitError",
     "RefusedError",
+    "SQLiteTracker",
     "ServerError",
     "Setting",
     "Settings",
@@ -116,6 +121,7 @@ __all__ = [
     "SuspiciousTaskError",
     "Tariff",
     "Totals",
+    "Tracker",
     "UnknownAgentError",
     "Workflow",
     "WorkflowError",
@@ -140,6 +146,8 @@ _MODULES = (
     "_project",
     "_workflow",
     "_workflow_run",
+    "_tracking",
+    "_tracker",
     "_settings",
     "_events",
     "_families",

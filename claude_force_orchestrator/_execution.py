@@ -11,6 +11,8 @@ from ._errors import OrchestratorError
 from ._memory import Recalled
 from ._result import AgentResult, ExecutionMetadata
 from ._settings import DEFAULT_MODEL
+from ._tracking import ExecutionRecord, Outcome
+from ._validation import is_agent_name
 
 __all__ = ["Execution"]
 
@@ -24,6 +26,11 @@ class Execution:
     :ivar paid: what the API answered to this execution's own call. It is kept here so that nothing that fails
         afterwards can lose it.
     :ivar context: data that the task is sent along with.
+    :ivar answer: what the result was made of, or None.
+    :ivar key: the key that the answer is stored under, as far as it is known.
+    :ivar backend: the cache that was asked, or None.
+    :ivar run: what the executions of one run of a workflow have in common.
+    :ivar recorded: whether its record has been made.
     :ivar recalled: what the agent's memory gave to it, or None if it has none.
     :ivar suspicions: what is suspicious about the task and its context, as far as that is known.
     """
@@ -33,16 +40,28 @@ class Execution:
         "_started",
         "_workflow",
         "agent_name",
+        "answer",
+        "backend",
         "context",
+        "key",
         "model",
         "paid",
         "recalled",
+        "recorded",
+        "run",
         "suspicions",
         "task",
     )
 
     def __init__(
-        self, agent_name: str, task: str, model: Optional[str], workflow: Optional[str], position: Optional[int]
+        self,
+        agent_name: str,
+        task: str,
+        model: Optional[str],
+        workflow: Optional[str],
+        position: Optional[int],
+        *,
+        run: Optional[str] = None,
     ) -> None:
         self._started = time.perf_counter()
         self._workflow = workflow
@@ -50,7 +69,12 @@ class Execution:
         self.agent_name = agent_name if isinstance(agent_name, str) else repr(agent_name)
         self.task = task
         self.model = model if isinstance(model, str) and model else DEFAULT_MODEL
+        self.run = run
         self.paid: Optional[Answer] = None
+        self.answer: Optional[Answer] = None
+        self.key: Optional[str] = None
+        self.backend: Optional[str] = None
+        self.recorded = False
         self.context: Tuple[Context, ...] = ()
         self.recalled: Optional[Recalled] = None
         self.suspicions: Tuple[str, ...] = ()
@@ -74,6 +98,7 @@ class Execution:
         :param stale: whether the answer is no longer fresh.
         :param cost: what the answer cost, or would have cost, in USD.
         """
+        self.answer = answer
         prompt_tokens, output_tokens = answer.prompt_tokens, answer.output_tokens
         error = answer.problem()
         return AgentResult(
@@ -110,6 +135,69 @@ class Execution:
     def cancel(self) -> AgentResult:
         """Return the result of an execution that was cancelled, which nobody receives, but which is recorded."""
         return AgentResult(self.agent_name, False, "", self._metadata_without_answer(), ("cancelled",))
+
+    def record(self, result: AgentResult, ended: float, error: Optional[str]) -> ExecutionRecord:
+        """Return what is recorded of the execution, once it has a result.
+
+        :param ended: seconds since 1970.
+        :param error: the name of its error's class, or None.
+        """
+        self.recorded = True
+        answer, metadata = self.answer, result.metadata
+        outcome: Outcome
+        agent: Optional[str] = self.agent_name
+        if error is None:
+            outcome = "hit" if metadata.cached else "miss" if self.backend is not None else "bypass"
+        else:
+            outcome = "cancelled" if error == "CancelledError" else "failure"
+            if not is_agent_name(self.agent_name):
+                agent = None  # it may be anything, a task in the wrong place
+        return ExecutionRecord(
+            ended,
+            agent,
+            metadata.model,
+            outcome,
+            metadata.execution_time_ms / 1000,
+            error,
+            0 if answer is None else answer.input_tokens,
+            0 if answer is None else answer.output_tokens,
+            0 if answer is None else answer.cache_write_5m_tokens + answer.cache_write_1h_tokens,
+            0 if answer is None else answer.cache_read_tokens,
+            metadata.estimated_cost,
+            metadata.saved_cost,
+            self.backend,
+            metadata.cache_age_seconds,
+            self.key,
+            metadata.stale,
+            False,
+            self._workflow,
+            self._position,
+            self.run,
+        )
+
+    def record_beside(self, answer: Answer, ended: float, *, latency: float, cost: Optional[float]) -> ExecutionRecord:
+        """Return what is recorded of an answer to this execution's call that is not in its result.
+
+        :param latency: seconds that the call took.
+        """
+        return ExecutionRecord(
+            ended,
+            self.agent_name,
+            answer.model,
+            "background",
+            latency,
+            None,
+            answer.input_tokens,
+            answer.output_tokens,
+            answer.cache_write_5m_tokens + answer.cache_write_1h_tokens,
+            answer.cache_read_tokens,
+            cost,
+            0.0,
+            self.backend,
+            workflow=self._workflow,
+            position=self._position,
+            run=self.run,
+        )
 
     def _metadata_without_answer(self) -> ExecutionMetadata:
         elapsed = (time.perf_counter() - self._started) * 1000

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import secrets
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -57,13 +58,14 @@ from ._memory import Memory, Recalled
 from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
+from ._recorder import Recorder
 from ._request import Request, blind
 from ._result import AgentResult, Totals
 from ._settings import CacheArgument, Settings, check_deadline
 from ._streaming import as_completed
 from ._suspicion import examine
 from ._templates import Templates
-from ._tracking import Record, Tracker
+from ._tracking import Tracker
 from ._validation import check_task, check_use_memory, check_whole
 from ._workflow import Step, Workflow
 from ._workflow_run import StepResult, WorkflowResult, run_steps
@@ -102,12 +104,15 @@ class AsyncAgentOrchestrator:
     :param enable_cache: by default what claude.json says (``cache.enabled``), else True.
     :param cache_ttl_hours: how long answers are kept; by default what the cache or claude.json say, else 24.
     :param cache_max_size_mb: the hard limit of the cache in units of 2**20 bytes; likewise, else 100.
-    :param enable_tracking: append one line for each execution to ``metrics/executions.jsonl`` beside claude.json.
+    :param enable_tracking: whether executions are recorded; by default what claude.json says (``tracking.enabled``),
+        else True.
     :param enable_memory: whether agents are given earlier sessions of theirs, and what they answer is recorded as one;
         by default what claude.json says (``memory.enabled``), else False. Off, memory is neither read nor written.
     :param cache: a URL or table that chooses a cache, or a Cache of answers, which stays its owner's to close.
         By default ``CLAUDE_CACHE_URL``, then the section ``cache`` of claude.json, then the folder ``cache``
         beside claude.json.
+    :param tracker: who records executions, which stays its owner's to close. By default a :class:`SQLiteTracker` on the
+        file that claude.json names, else on ``metrics/executions.db`` beside it.
     :param on_suspicion: what to do about tasks and context that look like an attempt to give other orders:
         ``report`` it in the result's metadata, the default, or ``refuse`` to send them. They are never changed.
     :param base_url: where the Messages API is; by default ``ANTHROPIC_BASE_URL``, then Anthropic's.
@@ -130,9 +135,10 @@ class AsyncAgentOrchestrator:
         enable_cache: Optional[bool] = None,
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
-        enable_tracking: bool = True,
+        enable_tracking: Optional[bool] = None,
         enable_memory: Optional[bool] = None,
         cache: CacheArgument = None,
+        tracker: Optional[Tracker] = None,
         on_suspicion: SuspicionPolicy = "report",
         base_url: Optional[str] = None,
         clock: Optional[Callable[[], float]] = None,
@@ -174,12 +180,12 @@ class AsyncAgentOrchestrator:
             on_attempt=self._ledger.attempt,
             clock=self._clock,
         )
-        path = self.project.folder / "metrics" / "executions.jsonl"
-        self._tracker = Tracker(path) if settings.enable_tracking else None
+        self._recorder = Recorder(settings.tracking, tracker)
         self._memory = Memory(settings.memory, self._clock)
         self._cache_failures = CacheFailures("tasks")
         self._calls: Set[asyncio.Future[None]] = set()
         self._cache: Optional[Cache[Answer]] = self._make_cache()
+        self._backend = None if self._cache is None else self._cache.url.partition(":")[0]
 
     def _make_cache(self) -> Optional[Cache[Answer]]:
         settings = self.settings
@@ -239,8 +245,7 @@ class AsyncAgentOrchestrator:
         cache, self._cache = self._cache, None
         # A close that is cancelled, or that fails at one of these, still does the rest.
         async with AsyncExitStack() as stack:
-            if self._tracker is not None:
-                stack.push_async_callback(anyio.to_thread.run_sync, self._tracker.close)
+            stack.push_async_callback(self._recorder.close)
             stack.push_async_callback(self._clients.close)
             if cache is not None and cache is not self.settings.cache:
                 stack.push_async_callback(cache.close)
@@ -318,9 +323,10 @@ class AsyncAgentOrchestrator:
         refresh_ahead: Optional[float] = None,
         variants: Optional[int] = None,
         tags: Iterable[str] = (),
+        run: Optional[str] = None,
     ) -> AgentResult:
         """Return the result of one execution, recorded and counted."""
-        execution = Execution(agent_name, task, model, workflow_name, workflow_position)
+        execution = Execution(agent_name, task, model, workflow_name, workflow_position, run=run)
         error_type: Optional[str] = None
         try:
             seconds = _check_deadline(deadline_seconds) or self.settings.deadline_seconds
@@ -357,9 +363,8 @@ class AsyncAgentOrchestrator:
         except Exception as defect:  # noqa: BLE001 - logged with its traceback, and a failed result
             self._ledger.failed()
             result, error_type = execution.fail(_internal_error(defect)), InternalError.__name__
-        self._record(execution, result, error_type)
-        if self._tracker is not None and self._tracker.crowded:
-            await anyio.to_thread.run_sync(self._tracker.flush)
+        if self._record(execution, result, error_type):
+            await self._recorder.flush()
         if execution.recalled is not None:
             await self._memory.record(execution.recalled, task, result)
         return result
@@ -404,13 +409,17 @@ class AsyncAgentOrchestrator:
         variant = self._random.randrange(wanted.variants) if wanted.variants else 0
         request = Request(template.request, execution.task, execution.context, variant)
         cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
+        execution.backend = None if cache is None else self._backend
         if use_memory is not False and self._memory.serves(execution.agent_name):
             execution.recalled = await self._recall(request, wanted, cache, mode)
             execution.context = (*execution.recalled.context, *execution.context)
             request = request._replace(context=execution.context)
 
         async def ask() -> Answer:
+            began = time.perf_counter()
             execution.paid = answer = await self._ask(request, execution, cache)
+            if execution.recorded:
+                self._record_beside(execution, answer, time.perf_counter() - began)
             return answer
 
         try:
@@ -436,6 +445,7 @@ class AsyncAgentOrchestrator:
             # cache's benefit, never an answer.
             self._cache_failures.log(error)
             return await self._finish(execution, execution.paid or await ask(), None)
+        execution.key = entry.key
         return await self._finish(execution, entry.value, entry if entry.cached else None)
 
     async def _recall(
@@ -528,9 +538,19 @@ class AsyncAgentOrchestrator:
         cache = self._usable_cache()
         return "" if cache is None else cache.settings.tenant
 
-    def _record(self, execution: Execution, result: AgentResult, error_type: Optional[str]) -> None:
-        if self._tracker is not None:
-            self._tracker.record(Record(self._clock(), execution.task, result, error_type))
+    def _record(self, execution: Execution, result: AgentResult, error_type: Optional[str]) -> bool:
+        """Record an execution that has ended, and return whether much waits to be written."""
+        if not self._recorder.wanted:
+            return False
+        crowded = self._recorder.record(execution.record(result, self._clock(), error_type))
+        if execution.paid is not None and (execution.answer is None or result.metadata.cached):
+            self._record_beside(execution, execution.paid, result.metadata.execution_time_ms / 1000)
+        return crowded
+
+    def _record_beside(self, execution: Execution, answer: Answer, latency: float) -> None:
+        """Record what was paid for an answer that is in no result of this execution."""
+        record = execution.record_beside(answer, self._clock(), latency=latency, cost=self._prices.cost(answer))
+        self._recorder.record(record)
 
     async def invalidate(
         self,
@@ -700,7 +720,7 @@ class AsyncAgentOrchestrator:
             workflow = Workflow.of_project(self.project, workflow)
         check_task(task)
         given = check_context(options.get("context", ()))
-        name = options.get("workflow_name") or workflow.name
+        name, run = options.get("workflow_name") or workflow.name, secrets.token_hex(8)
 
         def execute(number: int, step: Step, text: str, outputs: Tuple[Context, ...]) -> Awaitable[AgentResult]:
             own: ExecutionOptions = {**options, "context": (*given, *outputs), "workflow_name": name}
@@ -708,7 +728,7 @@ class AsyncAgentOrchestrator:
                 own["max_tokens"] = step.max_tokens
             if step.temperature is not None:
                 own["temperature"] = step.temperature
-            return self._execute(step.agent, text, model=step.model or model, workflow_position=number, **own)
+            return self._execute(step.agent, text, model=step.model or model, workflow_position=number, run=run, **own)
 
         return await run_steps(workflow, task, execute, on_step or _ignore)
 

@@ -17,6 +17,7 @@ from ._freshness import Freshness
 from ._memory import MemorySettings
 from ._options import SuspicionPolicy
 from ._project import Project
+from ._tracking import TrackingSettings
 from ._validation import check_number, check_whole
 
 __all__ = [
@@ -73,7 +74,7 @@ class Settings:
     :param deadline_seconds: the bound of each execution, in seconds, or None.
     :param raise_errors: whether ``execute_agent`` raises errors instead of returning them.
     :param enable_cache: whether answers are looked up and stored.
-    :param enable_tracking: whether executions are recorded.
+    :param tracking: where executions are recorded, if they are.
     :param memory: what agents remember.
     :param cache: a Cache made by the caller, or None.
     :param cache_source: the URL or table of the cache to make, where ``cache`` is None.
@@ -93,7 +94,7 @@ class Settings:
     deadline_seconds: Optional[float]
     raise_errors: bool
     enable_cache: bool
-    enable_tracking: bool
+    tracking: TrackingSettings
     memory: MemorySettings
     cache: Optional[Cache[Answer]] = field(repr=False)
     cache_source: Union[str, Mapping[str, object]] = field(repr=False)
@@ -118,7 +119,7 @@ class Settings:
         enable_cache: Optional[bool] = None,
         cache_ttl_hours: Optional[float] = None,
         cache_max_size_mb: Optional[float] = None,
-        enable_tracking: bool = True,
+        enable_tracking: Optional[bool] = None,
         enable_memory: Optional[bool] = None,
         cache: CacheArgument = None,
         on_suspicion: SuspicionPolicy = "report",
@@ -132,6 +133,7 @@ class Settings:
         project = config_path if isinstance(config_path, Project) else Project.load(config_path)
         section = read_cache_section(project)
         memory = MemorySettings.of_project(project, enabled=enable_memory)
+        tracking = TrackingSettings.of_project(project, enabled=enable_tracking)
         origins: Dict[str, str] = {"project": "argument"}
         for name, value, default in (
             ("max_concurrent", max_concurrent, _MAX_CONCURRENT),
@@ -139,7 +141,6 @@ class Settings:
             ("max_retries", max_retries, _MAX_RETRIES),
             ("deadline_seconds", deadline_seconds, None),
             ("raise_errors", raise_errors, False),
-            ("enable_tracking", enable_tracking, True),
             ("on_suspicion", on_suspicion, "report"),
         ):
             origins[name] = "default" if value == default else "argument"
@@ -157,8 +158,11 @@ class Settings:
         remember, origins["enable_memory"] = _first(
             (enable_memory, "argument"), (project.memory.get("enabled"), "claude.json"), (False, "default")
         )
+        track, origins["enable_tracking"] = _first(
+            (enable_tracking, "argument"), (project.tracking.get("enabled"), "claude.json"), (True, "default")
+        )
         for name, value in (
-            ("enable_tracking", enable_tracking),
+            ("enable_tracking", track),
             ("enable_memory", remember),
             ("enable_cache", enabled),
             ("raise_errors", raise_errors),
@@ -207,7 +211,7 @@ class Settings:
             deadline_seconds=check_deadline(deadline_seconds),
             raise_errors=raise_errors,
             enable_cache=enabled,
-            enable_tracking=enable_tracking,
+            tracking=tracking,
             memory=memory,
             cache=made,
             cache_source=source,
@@ -248,7 +252,7 @@ class Settings:
             "max_retries": self.max_retries,
             "deadline_seconds": self.deadline_seconds,
             "raise_errors": self.raise_errors,
-            "enable_tracking": self.enable_tracking,
+            "enable_tracking": self.tracking.enabled,
             "enable_memory": self.memory.enabled,
             "enable_cache": self.enable_cache,
             "cache": cache.url,

@@ -1,168 +1,142 @@
-"""Tracking: one JSON line for each execution, written by a thread."""
+"""Tracking: what is recorded of each execution, who may record it, and what a project says about it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import threading
-import weakref
-from collections import deque
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Deque, Dict, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from ._result import AgentResult
+from typing_extensions import Literal, Protocol, runtime_checkable
 
-__all__ = ["Record", "Tracker"]
+from ._errors import ConfigError, ProjectError
+from ._project import Project
+from ._validation import check_number, check_whole, kind_of
 
-_GATHER_SECONDS = 0.05
-_MOST_PENDING = 10_000
+__all__ = ["MAX_AGE_DAYS", "MAX_RECORDS", "ExecutionRecord", "Outcome", "Tracker", "TrackingSettings"]
+
+MAX_AGE_DAYS = 400.0
+"""How many days records are kept by default."""
+
+MAX_RECORDS = 1_000_000
+"""How many records are kept by default."""
+
+Outcome = Literal["hit", "miss", "bypass", "failure", "cancelled", "background"]
+"""What became of an execution.
+
+``hit`` was answered without a call of its own, ``miss`` by its own call, ``bypass`` by its own call without asking the
+cache; ``failure`` has no answer of use, ``cancelled`` was not waited for. ``background`` is no execution: an answer
+that was paid for beside one, to take the place of one that grows old, or after the one who asked had left.
+"""
+
+_MOST_DAYS = 36_600
+_MOST_RECORDS = 1_000_000_000
+_KNOWN_KEYS = frozenset({"enabled", "path", "max_age_days", "max_records"})
 _logger = logging.getLogger("claude_force_orchestrator")
 
 
-class Record(NamedTuple):
-    """One execution, to be recorded.
+class ExecutionRecord(NamedTuple):
+    """One execution, without anything that was asked or answered. None is what is not known, or does not apply.
 
-    :param ended: seconds since 1970.
-    :param task: the task as given.
-    :param result: what became of it.
-    :param error_type: the name of its error's class, or None.
+    :param ended: when it ended, in seconds since 1970.
+    :param agent: the agent, or None if a name was given that no agent can have, or if there is none.
+    :param model: the model that was asked, or that answered.
+    :param outcome: what became of it.
+    :param latency: seconds from the call to the result.
+    :param error: the name of its error's class.
+    :param input_tokens: prompt tokens that were neither read from nor written to the API's own prompt cache. Those
+        of a hit are of the call that it saved, as are its other tokens.
+    :param output_tokens: tokens of the answer.
+    :param cache_write_tokens: prompt tokens written to the API's prompt cache.
+    :param cache_read_tokens: prompt tokens read from it.
+    :param cost: USD that its answer cost, 0.0 if it has none or is a hit, None if the model's price is not known.
+    :param saved: USD that it saved, 0.0 if it is no hit, None likewise.
+    :param backend: the scheme of the cache's URL, if the cache was asked.
+    :param key_age: the age in seconds of the entry that answered it.
+    :param key: the key that the answer is stored under, a digest that only the owner of the secret can make.
+    :param stale: whether the answer was no longer fresh.
+    :param streamed: whether the answer was streamed to the caller.
+    :param workflow: the name of its workflow.
+    :param position: its number in the workflow.
+    :param run: what all executions of one run of a workflow have in common.
     """
 
     ended: float
-    task: object
-    result: AgentResult
-    error_type: Optional[str]
-
-    def line(self) -> str:
-        """Return the record as a line of JSON, without the line's end."""
-        metadata = self.result.metadata
-        task = self.task if isinstance(self.task, str) else repr(self.task)
-        fields: Dict[str, Any] = {
-            "timestamp": datetime.fromtimestamp(self.ended, timezone.utc).isoformat(),
-            "agent_name": self.result.agent_name,
-            "task_hash": hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:16],
-            "success": self.result.success,
-            "execution_time_ms": round(metadata.execution_time_ms, 3),
-            "model": metadata.model,
-            "input_tokens": metadata.input_tokens,
-            "output_tokens": metadata.output_tokens,
-            "total_tokens": metadata.tokens_used,
-            "estimated_cost": metadata.estimated_cost,
-            "error_type": self.error_type,
-            "workflow_name": metadata.workflow_name,
-            "workflow_position": metadata.workflow_position,
-            "cached": metadata.cached,
-            "saved_cost": metadata.saved_cost,
-        }
-        return json.dumps(fields, default=str)
+    agent: Optional[str]
+    model: str
+    outcome: Outcome
+    latency: float
+    error: Optional[str] = None
+    input_tokens: Optional[int] = None
+    output_tokens: Optional[int] = None
+    cache_write_tokens: Optional[int] = None
+    cache_read_tokens: Optional[int] = None
+    cost: Optional[float] = None
+    saved: Optional[float] = None
+    backend: Optional[str] = None
+    key_age: Optional[float] = None
+    key: Optional[str] = None
+    stale: bool = False
+    streamed: bool = False
+    workflow: Optional[str] = None
+    position: Optional[int] = None
+    run: Optional[str] = None
 
 
-class Tracker:
-    """Appends executions to a file of JSON lines that several processes may share.
+@runtime_checkable
+class Tracker(Protocol):
+    """Whoever is told of executions: :class:`SQLiteTracker`, or a class of your own with these two methods.
 
-    :meth:`record` only appends to a queue; a thread gathers what comes within a twentieth of a second and
-    appends it with one write of whole lines. What is still queued is written by :meth:`close`, and at the
-    end of the process. A file that cannot be written costs its records and one line in the log, nothing else.
-
-    :param path: the file. Its folder is made if it is missing.
+    What they raise is logged, and costs the record, never an answer.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._writer = _Writer(path)
-        self._finalizer = weakref.finalize(self, self._writer.stop)
+    def record(self, record: ExecutionRecord) -> bool:
+        """Take one record. Called in event loops, and in any thread: it must not block.
 
-    @property
-    def crowded(self) -> bool:
-        """Whether so much waits to be written that the caller should :meth:`flush` before it records more."""
-        return len(self._writer.pending) > _MOST_PENDING
-
-    def record(self, record: Record) -> None:
-        """Queue a record. Neither blocks nor fails."""
-        self._writer.add(record)
+        :returns: whether so much waits to be written that whoever recorded it should :meth:`flush` before it goes on.
+        """
+        ...
 
     def flush(self) -> None:
-        """Write what is queued. Blocks while it does."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Write what is queued and end the thread. Blocks while it does. A later record starts another."""
-        self._writer.stop()
+        """Write what was taken. May block: it is called in a worker thread, also when an orchestrator is closed."""
+        ...
 
 
-class _Writer:
-    """What the tracker's thread works on; it does not refer to the tracker, so that one can be collected."""
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Where executions are recorded, and for how long: the section ``tracking`` of claude.json.
 
-    def __init__(self, path: Path) -> None:
-        self.pending: Deque[Record] = deque()
-        self._path = path
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._write_lock = threading.Lock()
-        self._start_lock = threading.Lock()
-        self._thread: Optional[threading.Thread] = None
-        self._torn = False
-        self._failed = False
+    :param enabled: whether they are.
+    :param path: the file; relative to claude.json, there called ``path``.
+    :param max_age_days: how old records may be; older ones are deleted.
+    :param max_records: how many are kept; the oldest are deleted.
+    """
 
-    def add(self, record: Record) -> None:
-        self.pending.append(record)
-        if not self._wake.is_set():
-            self._wake.set()
-            if self._thread is None:
-                self._start()
+    enabled: bool
+    path: Path
+    max_age_days: float = MAX_AGE_DAYS
+    max_records: int = MAX_RECORDS
 
-    def _start(self) -> None:
-        with self._start_lock:
-            if self._thread is None:
-                self._stopping.clear()
-                # A daemon, so that a process may end; the finalizer writes what is left.
-                self._thread = threading.Thread(target=self._run, name="claude-force-tracking", daemon=True)
-                self._thread.start()
+    @classmethod
+    def of_project(cls, project: Project, *, enabled: Optional[bool] = None) -> TrackingSettings:
+        """Return what a project says.
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.wait()
-            self._stopping.wait(_GATHER_SECONDS)
-            # Cleared before the queue is emptied: what is added after that sets it again.
-            self._wake.clear()
-            self.flush()
-
-    def stop(self) -> None:
-        with self._start_lock:
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                self._stopping.set()
-                self._wake.set()
-                thread.join()
-                self._wake.clear()
-        self.flush()
-
-    def flush(self) -> None:
-        with self._write_lock:
-            records = []
-            while self.pending:
-                records.append(self.pending.popleft())
-            if records:
-                self._append("".join([f"{record.line()}\n" for record in records]).encode("utf-8"))
-
-    def _append(self, data: bytes) -> None:
+        :param enabled: goes before what claude.json says.
+        :raises ProjectError: if a value there cannot be used.
+        """
+        section, where = project.tracking, f"{project.path}: tracking"
+        unknown = sorted(section.keys() - _KNOWN_KEYS)
+        if unknown:
+            _logger.warning("%s has keys without meaning, which are ignored: %s", where, ", ".join(unknown))
+        for name, kind, words in (("enabled", bool, "true or false"), ("path", str, "text")):
+            if section.get(name) is not None and not isinstance(section[name], kind):
+                raise ProjectError(f"{where}.{name} must be {words}, not {kind_of(section[name])}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # O_APPEND and one write: lines of several processes do not mix.
-            file = os.open(str(self._path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                data = b"\n" + data if self._torn else data
-                written = os.write(file, data)
-                self._torn = written < len(data)
-                if self._torn:
-                    raise OSError(f"only {written} of {len(data)} bytes were written")
-            finally:
-                os.close(file)
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                self._failed = True
-                _logger.warning("executions cannot be recorded in %s: %s", self._path, error)
+            days = section.get("max_age_days", MAX_AGE_DAYS)
+            days = check_number(f"{where}.max_age_days", days, above=0, most=_MOST_DAYS)
+            most = section.get("max_records", MAX_RECORDS)
+            most = check_whole(f"{where}.max_records", most, least=1, most=_MOST_RECORDS)
+        except ConfigError as error:
+            raise ProjectError(str(error)) from None
+        wanted = section.get("enabled", True) if enabled is None else enabled
+        return cls(wanted is not False, project.folder / (section.get("path") or "metrics/executions.db"), days, most)

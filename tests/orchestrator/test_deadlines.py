@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,5 +120,6 @@ def test_errors_are_raised_on_demand_and_recorded_all_the_same(make: Any, run: A
         assert (it.totals.tasks, it.totals.failures) == (8, 6)
 
     run(ask, make(raise_errors=True, enable_tracking=True))
-    lines = (config.parent / "metrics" / "executions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["success"] for line in lines].count(False) == 6
+    with closing(sqlite3.connect(str(config.parent / "metrics" / "executions.db"))) as file:
+        counts = dict(file.execute("SELECT outcome, count(*) FROM executions GROUP BY outcome").fetchall())
+    assert counts == {"failure": 6, "hit": 1, "miss": 1}

@@ -42,7 +42,7 @@ def test_the_deployment_example_works_as_written(config: Path, stand_in: Any, mo
     asyncio.run(main())
     assert len(stand_in.bodies()) == 1
     assert (config.parent / "cache").is_dir()
-    assert len((config.parent / "metrics" / "executions.jsonl").read_text().splitlines()) == 2
+    assert (config.parent / "metrics" / "executions.db").is_file()
 
 
 def test_claude_is_asked_with_the_definition_as_system_prompt_and_the_task_unaltered(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -249,5 +250,5 @@ def test_executions_are_recorded_even_if_nobody_closes(config: Path, api: Any) -
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), str(config), api.url], check=True, timeout=60
     )
-    (line,) = (config.parent / "metrics" / "executions.jsonl").read_text().splitlines()
-    assert json.loads(line)["success"] is True
+    with closing(sqlite3.connect(str(config.parent / "metrics" / "executions.db"))) as file:
+        assert file.execute("SELECT outcome FROM executions").fetchall() == [("miss",)]

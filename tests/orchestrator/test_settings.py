@@ -132,7 +132,7 @@ def test_the_api_is_chosen_by_argument_then_environment(config: Path, monkeypatc
         {"cache_max_size_mb": -5},
         {"cache_max_size_mb": True},
         {"enable_cache": "yes"},
-        {"enable_tracking": None},
+        {"enable_tracking": 1},
         {"cache": 7},
         {"base_url": ""},
         {"base_url": "api.anthropic.com"},
