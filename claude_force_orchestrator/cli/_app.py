@@ -17,6 +17,7 @@ from ._demo import demo
 from ._failure import BROKEN_PIPE, INTERRUPTED, USAGE, CommandError, discard_stdout, open_missing_streams, report
 from ._map import map_tasks
 from ._memory import memory_app
+from ._metrics import metrics_app
 from ._new_backend import new_backend
 from ._run import run_agent
 from ._workflow import workflow_app
@@ -56,6 +57,7 @@ app.command("map")(map_tasks)
 app.add_typer(workflow_app, name="workflow")
 app.add_typer(cache_app, name="cache")
 app.add_typer(memory_app, name="memory")
+app.add_typer(metrics_app, name="metrics")
 app.command("backends")(backends)
 app.command("new-backend")(new_backend)
 app.command("conformance")(conformance)
