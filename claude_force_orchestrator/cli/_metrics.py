@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optiona
 import typer
 from typing_extensions import Annotated
 
+from ._amounts import money_text, percent_text, time_text
 from ._console import note, print_json, print_table
-from ._execution import usd
 from ._failure import FAILED, CommandError
 from ._moments import parse_moment, when_text
 from ._options import ConfigOption, JSONOption
@@ -77,13 +77,13 @@ def summary(
         ("executions", f"{total.executions:,}"),
         ("hits", f"{total.hits:,}"),
         ("misses", f"{total.misses:,}"),
-        ("hit rate", _percent(total.hit_rate)),
+        ("hit rate", percent_text(total.hit_rate)),
         ("past the cache", f"{total.bypasses:,}"),
         ("failures", f"{total.failures:,}"),
         ("cancelled", f"{total.cancelled:,}"),
         ("answers paid for in the background", f"{total.background:,}"),
-        ("spent", _money(total.spent, total.unknown_spent)),
-        ("saved", _money(total.saved, total.unknown_saved)),
+        ("spent", money_text(total.spent, total.unknown_spent)),
+        ("saved", money_text(total.saved, total.unknown_saved)),
         ("tokens paid for: input", f"{total.input_tokens:,}"),
         ("tokens paid for: output", f"{total.output_tokens:,}"),
         ("tokens paid for: prompt cache, written", f"{total.cache_write_tokens:,}"),
@@ -143,8 +143,8 @@ def costs(
                 f"{group.output_tokens:,}",
                 f"{group.cache_write_tokens:,}",
                 f"{group.cache_read_tokens:,}",
-                _money(group.spent, group.unknown_spent),
-                _money(group.saved, group.unknown_saved),
+                money_text(group.spent, group.unknown_spent),
+                money_text(group.saved, group.unknown_saved),
             )
             for key, group in [*groups, *(total if len(groups) > 1 else ())]
         ]
@@ -233,6 +233,57 @@ def import_(
         raise typer.Exit(FAILED)
 
 
+@metrics_app.command("report")
+def report(
+    by: Annotated[
+        Optional[str],
+        typer.Option("--by", metavar="hour|day|week", help="How long each period is. Default: as fits the time."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="Where to write it; - is standard output.")
+    ] = "claude-force-report.html",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    agent: AgentOption = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a page for the browser: executions, hit rate, money and time over time. It needs nothing besides itself."""
+    from .._metrics import PERIODS, Figures, figures, span
+    from ._report import MOST_PERIODS, ReportData, fitting_period, period_starts, write_report
+
+    if by is not None and by not in PERIODS:
+        raise CommandError(f"--by must be one of {', '.join(PERIODS)}, not {by!r:.40}")
+    with _opened(config, since, until, agent, model) as chosen:
+        first_and_last = span(chosen.executions, chosen.selection)
+        if first_and_last is None:
+            _note_nothing(chosen)
+            raise typer.Exit(FAILED)
+        by = by or fitting_period(*first_and_last)
+        starts = period_starts(PERIODS[by], *first_and_last)
+        if len(starts) > MOST_PERIODS:
+            raise CommandError(
+                f"a page shows {MOST_PERIODS:,} periods, not {len(starts):,}: give a longer --by or a later --since"
+            )
+        found = dict(figures(chosen.executions, chosen.selection, "period", period=PERIODS[by]))
+        page = write_report(
+            ReportData(
+                made=time.time(),
+                chosen=", ".join(f"{name} {value}" for name, value in (("agent", agent), ("model", model)) if value),
+                span=first_and_last,
+                period=by,
+                total=figures(chosen.executions, chosen.selection)[0][1],
+                agents=_grouped(chosen, "agent"),
+                models=_grouped(chosen, "model"),
+                periods=[(start, found.get(start, Figures())) for start in starts],
+            )
+        )
+    with _output(out) as stream:
+        stream.write(page)
+    if out != "-":
+        note(f"wrote {out}: open it in a browser")
+
+
 @contextmanager
 def _opened(
     config: ConfigOption,
@@ -306,31 +357,17 @@ def _work(group: "Figures") -> Sequence[str]:
     return (
         f"{group.executions:,}",
         f"{group.hits:,}",
-        _percent(group.hit_rate),
+        percent_text(group.hit_rate),
         f"{group.failures:,}",
-        _money(group.spent, group.unknown_spent),
-        _money(group.saved, group.unknown_saved),
-        _time(group.hit_seconds),
-        _time(group.call_seconds),
+        money_text(group.spent, group.unknown_spent),
+        money_text(group.saved, group.unknown_saved),
+        time_text(group.hit_seconds),
+        time_text(group.call_seconds),
     )
 
 
-def _percent(share: Optional[float]) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _money(amount: float, unknown: int) -> str:
-    return usd(amount) + (f" + {unknown:,} unknown" if unknown else "")
-
-
-def _time(seconds: Optional[float]) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
 def _times(median: Optional[float], late: Optional[float]) -> str:
-    return "-" if median is None else f"{_time(median)}, {_time(late)}"
+    return time_text(median) if median is None else f"{time_text(median)}, {time_text(late)}"
 
 
 def _counted(count: int) -> str:
