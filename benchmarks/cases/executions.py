@@ -67,7 +67,7 @@ async def executions(bench: Bench) -> Section:
         about=(
             f"`execute_agent` over {count} tasks of 600 characters in turn, each answered before through the SDK by a "
             "local server, at the default settings but for what the name says. With tracking on, a thread writes the "
-            "lines meanwhile. The ratio is to the floor."
+            "records meanwhile. The ratio is to the floor."
         ),
         rows=compare(series, to=_FLOOR),
         targets=_targets(series, names),
