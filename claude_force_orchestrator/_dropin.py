@@ -32,9 +32,12 @@ from ._freshness import MOST_HOURS
 from ._http import ThreadedSend
 from ._labels import check_tags, model_tag, tenant_tag
 from ._options import CACHE_MODES
+from ._recorder import Recorder
 from ._relay import Broadcast, Relay
 from ._request import blind
+from ._tracking import Tracker
 from ._validation import check_number, check_whole
+from ._visits import Visit, VisitBook
 
 __all__ = ["BlockingDropIn", "DropIn", "DropInOptions"]
 
@@ -61,6 +64,7 @@ class DropInOptions(TypedDict, total=False):
     store_tool_use: bool
     mark_usage: bool
     max_recorded_bytes: int
+    tracker: Optional[Tracker]
 
 
 class _Refusal(NamedTuple):
@@ -97,16 +101,24 @@ class _NotSharedError(Exception):
 class _Own:
     """One caller's own call: how to make it, and what it brought."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, visit: Optional[Visit]) -> None:
         self.send = send
+        self._visit = visit
         self.headers: Headers = []
         self.answer: Optional[Answer] = None
+
+    def pay(self, answer: Answer) -> Answer:
+        """Return an answer that it brought, whoever it is for, which is recorded if anything is."""
+        if self._visit is not None:
+            self._visit.pay(answer)
+        return answer
 
     def response(self) -> Optional[Response]:
         """Return what it brought, or None if it was not made, or brought nothing."""
         if self.answer is None:
             return None
-        return Response(200, [*self.headers, (CONTROL_HEADER, "miss")], WholeBody(self.answer.body))
+        headers = [*self.headers, (CONTROL_HEADER, "miss")]
+        return Response(200, headers, WholeBody(self.answer.body), answer=self.answer)
 
 
 class DropIn:
@@ -129,6 +141,7 @@ class DropIn:
         store_tool_use: bool = False,
         mark_usage: bool = False,
         max_recorded_bytes: int = _MAX_RECORDED_BYTES,
+        tracker: Optional[Tracker] = None,
     ) -> None:
         if isinstance(cache, BlockingCache):
             raise ConfigError("an asynchronous client takes the Cache itself, not a BlockingCache")
@@ -159,6 +172,10 @@ class DropIn:
         self._mark_usage = mark_usage
         self._limit = max_recorded_bytes
         self.failures = CacheFailures("requests")
+        self._book: Optional[VisitBook] = None
+        if tracker is not None:
+            backend = cache.url.partition(":")[0]
+            self._book = VisitBook(Recorder(tracker), backend=backend, limit=max_recorded_bytes)
 
     async def respond(self, question: Question, send: Send) -> Response:
         """Return the reply to a question, out of the cache or from the API.
@@ -167,21 +184,31 @@ class DropIn:
 
         :raises Exception: what ``send`` raises.
         """
+        if self._book is None:
+            return await self._respond(question, _Own(send, None))
+        visit = Visit(self._book, question)
+        try:
+            response = await self._respond(question, _Own(send, visit))
+        except BaseException as error:
+            visit.fail(type(error).__name__)
+            raise
+        return await visit.receive(response)
+
+    async def _respond(self, question: Question, own: _Own) -> Response:
         if question.mode is not None and question.mode not in CACHE_MODES:
             return _refuse(400, f"{CONTROL_HEADER} must be one of {', '.join(CACHE_MODES)}, not {question.mode!r}")
         if question.mode == "no-store":
-            return await send()
-        own = _Own(send)
+            return await own.send()
         try:
             return await self._look_up(question, own)
         except _NoAnswerError as failure:
             no_answer = failure
         except _NotSharedError:
-            return await send()
+            return await own.send()
         except Exception as error:  # noqa: BLE001 - logged; it costs the cache's benefit, never an answer
             if not isinstance(error, InvalidKeyError):  # a request that no key can be made of is none of its matters
                 self.failures.log(error)
-            return own.response() or (_not_cached() if question.mode == "only-if-cached" else await send())
+            return own.response() or (_not_cached() if question.mode == "only-if-cached" else await own.send())
         return no_answer.response()
 
     async def _look_up(self, question: Question, own: _Own) -> Response:
@@ -242,7 +269,9 @@ class DropIn:
     def _relayed(self, broadcast: Broadcast, body: Body, leads: bool) -> Response:
         if leads:
             return Response(200, [*broadcast.headers, (CONTROL_HEADER, "miss")], body)
-        return self._hit("hit", 0.0, EVENT_STREAM, _header(broadcast.headers, "request-id"), body)
+        response = self._hit("hit", 0.0, EVENT_STREAM, _header(broadcast.headers, "request-id"), body)
+        response.follows = True
+        return response
 
     async def _fetch(self, question: Question, account: Optional[str], ask: Any) -> _Entry:
         return await self._cache.fetch(
@@ -296,7 +325,7 @@ class DropIn:
         if relay is not None and response.status == 200 and content_type == EVENT_STREAM:
             broadcast = Broadcast(response.headers, self._limit)
             relay.begin(broadcast)
-            return await _record(response.body, broadcast, relay, read)
+            return own.pay(await _record(response.body, broadcast, relay, read))
         try:
             body = await read_whole(response.body)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -304,13 +333,15 @@ class DropIn:
         own.answer = read(body) if response.status == 200 else None
         if own.answer is None:
             raise _NoAnswerError(_Refusal(response.status, response.headers, body))
-        return own.answer
+        return own.pay(own.answer)
 
     def _replay(self, entry: _Entry) -> Response:
         """Return the response that a stored answer is."""
         answer = entry.value
         state = "stale" if entry.stale else "hit"
-        return self._hit(state, entry.age, answer.content_type, answer.request_id, WholeBody(answer.body))
+        response = self._hit(state, entry.age, answer.content_type, answer.request_id, WholeBody(answer.body))
+        response.entry = entry
+        return response
 
     def _hit(self, state: str, age: float, content_type: str, request_id: Optional[str], body: Body) -> Response:
         headers = [("content-type", content_type), (CONTROL_HEADER, state), ("age", str(int(age)))]

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Protocol
 
-from claude_force_cache import Digest, InvalidKeyError, KeyPart
+from claude_force_cache import CacheEntry, Digest, InvalidKeyError, KeyPart
 
-from ._answer import EVENT_STREAM, Parts
+from ._answer import EVENT_STREAM, Answer, Parts
 from ._request import MESSAGES_PATH, account_key, describe, fixed_digest, significant_headers
 
 __all__ = [
@@ -53,11 +53,19 @@ class Body(Protocol):
 
 @dataclass
 class Response:
-    """A reply: its status, its headers, and its body as it comes."""
+    """A reply: its status, its headers, its body as it comes, and what is known of where it comes from.
+
+    :param entry: the entry that it is a replay of.
+    :param answer: the answer that a call of its own brought.
+    :param follows: whether it comes from the call of another request, which is under way.
+    """
 
     status: int
     headers: Headers
     body: Body
+    entry: Optional[CacheEntry[Answer]] = field(default=None, repr=False)
+    answer: Optional[Answer] = field(default=None, repr=False)
+    follows: bool = False
 
 
 Send = Callable[[], Awaitable[Response]]

@@ -50,6 +50,8 @@ class CacheMiddleware(_Base):  # type: ignore[misc]  # older SDKs have no such c
     :param mark_usage: whether the ``usage`` of a hit has a field ``claude_force_cache`` besides, with the value
         ``"hit"``. The message is then no longer equal to the one that was recorded.
     :param max_recorded_bytes: an answer above this is passed on, but not stored.
+    :param tracker: who records each request, retries of the client included, which stays its owner's to close. By
+        default nobody does.
     :raises ConfigError: if the SDK is older than 0.108, or an option cannot be used.
     """
 

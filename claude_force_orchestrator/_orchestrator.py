@@ -180,7 +180,7 @@ class AsyncAgentOrchestrator:
             on_attempt=self._ledger.attempt,
             clock=self._clock,
         )
-        self._recorder = Recorder(settings.tracking, tracker)
+        self._recorder = Recorder.of(settings.tracking, tracker)
         self._memory = Memory(settings.memory, self._clock)
         self._cache_failures = CacheFailures("tasks")
         self._calls: Set[asyncio.Future[None]] = set()

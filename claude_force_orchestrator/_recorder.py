@@ -17,23 +17,31 @@ _logger = logging.getLogger("claude_force_orchestrator")
 
 
 class Recorder:
-    """Gives records to a tracker: the one that was given, else one of its own.
+    """Gives records to a tracker.
 
-    :raises ConfigError: if what was given is no tracker.
+    :param tracker: the tracker, or None to record nothing.
+    :param own: whether the recorder closes it.
+    :raises ConfigError: if it is no tracker.
     """
 
-    def __init__(self, settings: TrackingSettings, given: Optional[Tracker]) -> None:
-        if given is not None and not isinstance(given, Tracker):
-            raise ConfigError(f"a {type(given).__name__} is no tracker: it needs the methods record and flush")
-        self._own: Optional[SQLiteTracker] = None
-        self._tracker: Optional[Tracker] = None
-        if settings.enabled:
-            if given is None:
-                self._own = SQLiteTracker(
-                    settings.path, max_age_days=settings.max_age_days, max_records=settings.max_records
-                )
-            self._tracker = given or self._own
+    def __init__(self, tracker: Optional[Tracker], *, own: bool = False) -> None:
+        if tracker is not None and not isinstance(tracker, Tracker):
+            raise ConfigError(f"a {type(tracker).__name__} is no tracker: it needs the methods record and flush")
+        self._tracker = tracker
+        self._own = tracker if own and isinstance(tracker, SQLiteTracker) else None
         self._told = False
+
+    @classmethod
+    def of(cls, settings: TrackingSettings, given: Optional[Tracker]) -> Recorder:
+        """Return a recorder for the tracker that was given, else for one of its own, as the settings say.
+
+        :raises ConfigError: if what was given is no tracker.
+        """
+        if given is not None or not settings.enabled:
+            recorder = cls(given)
+            return recorder if settings.enabled else cls(None)
+        days, most = settings.max_age_days, settings.max_records
+        return cls(SQLiteTracker(settings.path, max_age_days=days, max_records=most), own=True)
 
     @property
     def wanted(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ from claude_force_orchestrator import (
     SQLiteTracker,
     Tracker,
 )
+from claude_force_orchestrator._answer import read_answer
+from claude_force_orchestrator._execution import Execution
 from claude_force_orchestrator._executions import COLUMNS
 
 DAY = 86_400.0
@@ -191,6 +194,24 @@ def test_an_answer_that_comes_after_its_caller_has_left_is_paid_for_once(make: A
     assert len(api.requests) == 1
     assert sorted(record.outcome for record in tracker.records) == ["background", "cancelled", "hit"]
     assert sum(record.cost or 0 for record in tracker.records) == pytest.approx(spent) == pytest.approx(0.0002)
+
+
+def test_an_answer_that_came_but_was_not_waited_for_is_recorded_beside_the_cancellation(make: Any, api: Any) -> None:
+    tracker = Listener()
+
+    async def ask() -> None:
+        async with make(tracker=tracker, enable_tracking=True) as it:
+            execution = Execution("code-reviewer", "x", None, "w", 1, run="r")
+            execution.paid = read_answer(
+                json.dumps(api.message()).encode(), content_type="application/json", created=1.8e9
+            )
+            it._record(execution, execution.cancel(), "CancelledError")
+
+    asyncio.run(ask())
+    cancelled, beside = tracker.records
+    assert (cancelled.outcome, cancelled.cost) == ("cancelled", 0.0)
+    assert (beside.outcome, beside.cost) == ("background", pytest.approx(0.0002))
+    assert (beside.workflow, beside.position, beside.run) == ("w", 1, "r")
 
 
 def test_the_steps_of_one_run_of_a_workflow_have_the_run_in_common(run: Any, file: Path) -> None:
@@ -367,6 +388,21 @@ def test_what_another_process_kept_from_being_written_is_written_later(
     assert len(caplog.records) == 1
 
 
+def test_closing_waits_for_another_process_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("claude_force_orchestrator._tracker._BUSY_SECONDS", 0.01)
+    tracker = SQLiteTracker(tmp_path / "executions.db")
+    tracker.record(_record(0))
+    tracker.flush()
+    with closing(sqlite3.connect(str(tracker.path), isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker.record(_record(1))
+        release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+        release.start()
+        tracker.close()
+        release.join()
+    assert _numbers(tracker.path) == [0, 1]
+
+
 def test_a_file_that_stays_locked_costs_the_oldest_records_and_bounded_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,10 +439,14 @@ def test_everything_queued_is_written_at_close_and_a_closed_tracker_starts_again
 def test_the_thread_writes_by_itself_and_ends_with_the_tracker(tmp_path: Path) -> None:
     path = tmp_path / "executions.db"
     tracker = SQLiteTracker(path)
+    tracker.close()
+    tracker.record(_record(0))
+    tracker.close()
+    path.unlink()
     tracker.record(_record(0))
     thread = next(thread for thread in threading.enumerate() if thread.name == "claude-force-tracking")
     for _ in range(500):
-        if path.exists() and tracker._writer._attempts and not tracker._writer._write_lock.locked():
+        if path.exists() and not tracker._writer.pending and not tracker._writer._write_lock.locked():
             break
         thread.join(0.01)
     assert _numbers(path) == [0]
