@@ -8,10 +8,11 @@ import shutil
 import socket
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
-__all__ = ["Server"]
+__all__ = ["Server", "commands", "memcached_stats", "redis_client"]
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 30.0
@@ -60,6 +61,12 @@ class Server:
             time.sleep(0.005)
         raise RuntimeError(f"{self._command[0]} does not start, see {self._log}")
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process is not None, "the server is stopped"
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Send it a signal, while it runs."""
         if self._process is not None:
@@ -77,3 +84,36 @@ def _own_arguments(kind: str, port: int, folder: Path) -> List[str]:
     if kind == "redis":
         return ["--port", str(port), "--bind", _HOST, "--dir", str(folder), "--save", ""]
     return ["-l", _HOST, "-p", str(port), "-U", "0", "-u", pwd.getpwuid(os.geteuid()).pw_name]
+
+
+def redis_client(url: str) -> Any:
+    """Return a client to close. Its library's types differ from release to release."""
+    import redis
+
+    return redis.Redis.from_url(url)
+
+
+def memcached_stats(url: str) -> Dict[str, int]:
+    """Return the numbers among what a Memcached says of itself."""
+    from pymemcache.client.base import Client
+
+    with closing(Client(url.split("//")[1])) as client:
+        stats = client.stats()
+    # The client makes numbers of some of them.
+    texts = {name.decode(): value.decode() if isinstance(value, bytes) else str(value) for name, value in stats.items()}
+    return {name: int(text) for name, text in texts.items() if text.isdigit()}
+
+
+def commands(url: str) -> Dict[str, int]:
+    """Return how many commands of each kind a server has carried out so far.
+
+    On a Redis those inside of scripts, too. A Memcached counts keys: a read of ten is ten.
+    """
+    if url.startswith("redis:"):
+        with closing(redis_client(url)) as client:
+            return {name[len("cmdstat_") :]: of_one["calls"] for name, of_one in client.info("commandstats").items()}
+    stats = memcached_stats(url)
+    counts = {name: stats[f"cmd_{name}"] for name in ("get", "set", "touch", "meta")}
+    for name in ("incr", "decr", "delete"):
+        counts[name] = stats[f"{name}_hits"] + stats[f"{name}_misses"]
+    return counts
