@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, List
 
 if TYPE_CHECKING:
     from ._answer import Answer, AnswerCodec
+    from ._budget import Budget, Reservation
     from ._cached import cached
     from ._context import MAX_CONTEXT_CHARACTERS, Context
     from ._errors import (
         AnswerError,
         AuthenticationError,
         BadRequestError,
+        BudgetError,
         CallError,
         CallTimeoutError,
         ConfigError,
@@ -76,6 +78,8 @@ __all__ = [
     "AsyncAgentOrchestrator",
     "AuthenticationError",
     "BadRequestError",
+    "Budget",
+    "BudgetError",
     "CacheMiddleware",
     "CacheMode",
     "CallError",
@@ -109,6 +113,7 @@ __all__ = [
     "ProjectError",
     "RateLimitError",
     "RefusedError",
+    "Reservation",
     "SQLiteTracker",
     "ServerError",
     "Setting",
@@ -142,8 +147,9 @@ _MODULES = (
     "_freshness",
     "_explain",
     "_answer",
-    "_prices",
     "_project",
+    "_prices",
+    "_budget",
     "_workflow",
     "_workflow_run",
     "_tracking",

@@ -10,6 +10,7 @@
     |-- UnknownAgentError (also a LookupError)
     |-- DeadlineExceededError (also a TimeoutError)  no result within ``deadline_seconds``
     |-- SuspiciousTaskError                   the task looks like an attack, and ``on_suspicion`` is ``refuse``
+    |-- BudgetError                           the budget does not allow the call; nothing was sent
     |-- NotCachedError                        ``cache="only-if-cached"`` and there is no entry
     |-- AnswerError                           the API answered, and the answer is of no use; it was paid for
     |   |-- RefusedError                      the model declined
@@ -43,6 +44,7 @@ __all__ = [
     "AnswerError",
     "AuthenticationError",
     "BadRequestError",
+    "BudgetError",
     "CallError",
     "CallTimeoutError",
     "ConfigError",
@@ -141,6 +143,13 @@ class SuspiciousTaskError(OrchestratorError):
 
 class NotCachedError(OrchestratorError):
     """The error of a task that may only be answered from the cache, and is not in it."""
+
+
+class BudgetError(OrchestratorError):
+    """The error of a call that ``max_usd`` does not allow: it may cost more than is left, or its price is not known.
+
+    Nothing was sent, unless an attempt before it failed.
+    """
 
 
 class AnswerError(OrchestratorError):

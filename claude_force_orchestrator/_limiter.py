@@ -7,10 +7,12 @@ import threading
 from collections import deque
 from typing import Deque
 
-__all__ = ["ConcurrencyLimiter"]
+__all__ = ["ConcurrencyLimiter", "Waiter"]
 
 
-class _Waiter:
+class Waiter:
+    """A task that waits for something that may come from another thread."""
+
     __slots__ = ("abandoned", "future", "granted", "loop")
 
     def __init__(self) -> None:
@@ -19,7 +21,15 @@ class _Waiter:
         self.granted = False
         self.abandoned = False
 
-    def wake(self) -> None:
+    def wake(self) -> bool:
+        """Let it go on, from any thread, and return whether it will: not if its event loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(self._resolve)
+        except RuntimeError:
+            return False
+        return True
+
+    def _resolve(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
 
@@ -37,7 +47,7 @@ class ConcurrencyLimiter:
         self._lock = threading.Lock()
         self._limit = limit
         self._in_use = 0
-        self._waiters: Deque[_Waiter] = deque()
+        self._waiters: Deque[Waiter] = deque()
 
     @property
     def limit(self) -> int:
@@ -73,7 +83,7 @@ class ConcurrencyLimiter:
             if self._in_use < self._limit:
                 self._in_use += 1
                 return
-            waiter = _Waiter()
+            waiter = Waiter()
             self._waiters.append(waiter)
         try:
             await waiter.future
@@ -95,11 +105,6 @@ class ConcurrencyLimiter:
     def _grant(self) -> None:
         while self._waiters and self._in_use < self._limit:
             waiter = self._waiters.popleft()
-            if waiter.abandoned:
-                continue
-            try:
-                waiter.loop.call_soon_threadsafe(waiter.wake)
-            except RuntimeError:
-                continue  # its event loop is closed, and it will never run again
-            waiter.granted = True
-            self._in_use += 1
+            if not waiter.abandoned and waiter.wake():
+                waiter.granted = True
+                self._in_use += 1

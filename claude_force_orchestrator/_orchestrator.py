@@ -165,7 +165,7 @@ class AsyncAgentOrchestrator:
         self._given_clock = clock
         self._clock = clock or time.time
         self._random = random.Random()  # noqa: S311 - which variant is no secret
-        self._prices = PriceList.load()
+        self._prices = PriceList.of_project(settings.project)
         self._ledger = Ledger()
         self._templates = Templates(settings, self._tenant)
         self._clients = Clients(lambda: make_client(settings.api_key, settings.base_url))

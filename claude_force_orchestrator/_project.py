@@ -68,6 +68,7 @@ class Project:
     :ivar agents: the agents by name, in the file's order.
     :ivar cache: the section ``cache``, or an empty mapping.
     :ivar memory: the section ``memory``, or an empty mapping.
+    :ivar prices: the section ``prices`` as it stands in the file, or None; see :meth:`PriceList.of_project`.
     :ivar tracking: the section ``tracking``, or an empty mapping.
     :ivar workflows: the definitions of workflows by name, as they stand in the file; see :class:`Workflow`.
     """
@@ -79,6 +80,7 @@ class Project:
         cache: Mapping[str, Any],
         *,
         memory: Mapping[str, Any] = MappingProxyType({}),
+        prices: Any = None,
         tracking: Mapping[str, Any] = MappingProxyType({}),
         workflows: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
@@ -89,6 +91,7 @@ class Project:
         self.agents = MappingProxyType(dict(agents))
         self.cache = MappingProxyType(dict(cache))
         self.memory = MappingProxyType(dict(memory))
+        self.prices = prices
         self.tracking = MappingProxyType(dict(tracking))
         self.workflows = MappingProxyType(dict(workflows))
 
@@ -111,7 +114,8 @@ class Project:
             if section is not None and not isinstance(section, dict):
                 raise ProjectError(f"{path}: {name!r} must be an object, not {kind_of(section)}")
             sections[name] = section or {}
-        return cls(path, {name: _read_entry(path, name, entry) for name, entry in listed.items()}, **sections)
+        agents = {name: _read_entry(path, name, entry) for name, entry in listed.items()}
+        return cls(path, agents, prices=table.get("prices"), **sections)
 
     def agent(self, name: str) -> AgentEntry:
         """Return the agent's entry.

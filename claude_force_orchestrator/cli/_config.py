@@ -2,11 +2,16 @@
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
 import os
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Set, Union
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Union
 
 import typer
+from typing_extensions import Annotated
 
+from ._amounts import percent_text
 from ._console import print_json, print_table
+from ._failure import FAILED, CommandError
+from ._moments import when_text
 from ._options import CacheOption, ConfigOption, JSONOption
 
 if TYPE_CHECKING:
@@ -17,12 +22,12 @@ __all__ = ["config_app"]
 _SHOWN_ABOVE = {"ttl", "max_bytes"}
 """Options that stand in the rows cache_ttl_hours and cache_max_size_mb already."""
 
-config_app = typer.Typer(help="Show the settings.")
+config_app = typer.Typer(help="Show the settings, and the prices.")
 
 
 @config_app.callback()
 def _group() -> None:
-    """Show the settings."""
+    """Show the settings, and the prices."""
 
 
 @config_app.command("show")
@@ -56,6 +61,55 @@ def show(cache: CacheOption = None, config: ConfigOption = None, as_json: JSONOp
         ("setting", "value", "from"),
         [(row["name"], "-" if row["value"] is None else str(row["value"]), row["origin"]) for row in rows],
     )
+
+
+@config_app.command("prices")
+def prices(
+    model: Annotated[Optional[str], typer.Option("--model", metavar="ID", help="Only this model.")] = None,
+    config: ConfigOption = None,
+    as_json: JSONOption = False,
+) -> None:
+    """List what models cost, from when on, and who says so. The section prices of claude.json adds to it."""
+    from .._prices import PriceList
+    from ._settings import tool_settings
+
+    known = PriceList.of_project(tool_settings(config, None).project)
+    chosen = sorted(known.models) if model is None else [model]
+    rows = [
+        {
+            "model": name,
+            "valid_from": when_text(tariff.valid_from, "%Y-%m-%d") if tariff.valid_from else None,
+            **asdict(price),
+            "source": tariff.source,
+        }
+        for name in chosen
+        for tariff in known.tariffs(name)
+        for price in tariff.bands
+    ]
+    if as_json:
+        print_json(rows)
+    elif rows:
+        columns = ("prompt up to", "input", "output", "cache write 5 min", "1 h", "cache read")
+        shown = ("input", "output", "cache_write_5m", "cache_write_1h", "cache_read")
+        print_table(
+            ("model", "from", *columns, "source"),
+            [
+                (
+                    row["model"],
+                    row["valid_from"] or "always",
+                    "any" if row["max_prompt_tokens"] is None else f"{row['max_prompt_tokens']:,}",
+                    *(f"{row[rate]:g}" for rate in shown),
+                    row["source"],
+                )
+                for row in rows
+            ],
+            title=f"USD per million tokens; batches cost {percent_text(known.batch_factor)} of it",
+            numeric=columns,
+        )
+    if not rows:
+        raise CommandError(
+            f"the price of {model!r:.80} is not known: add it to the section prices of claude.json", FAILED
+        )
 
 
 def _secret_row(cache: "Cache[Any]") -> Dict[str, Any]:

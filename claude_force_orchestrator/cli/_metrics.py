@@ -21,6 +21,7 @@ from ._options import ConfigOption, JSONOption
 if TYPE_CHECKING:
     from .._executions import Executions
     from .._metrics import Figures, Selection
+    from .._project import Project
     from .._tracking import TrackingSettings
 
 __all__ = ["metrics_app"]
@@ -45,6 +46,7 @@ metrics_app = typer.Typer(help="See what executions took, cost and saved.")
 class _Chosen(NamedTuple):
     """What a command looks at."""
 
+    project: "Project"
     settings: "TrackingSettings"
     executions: "Executions"
     selection: "Selection"
@@ -219,7 +221,8 @@ def import_(
         if not path.is_file():
             raise CommandError(f"there is no file {str(path)!r}: name the executions.jsonl to import")
         days = chosen.settings.max_age_days
-        result = import_lines(path, chosen.executions, PriceList.load(), since=time.time() - days * 86_400)
+        prices = PriceList.of_project(chosen.project)
+        result = import_lines(path, chosen.executions, prices, since=time.time() - days * 86_400)
     if as_json:
         print_json(asdict(result))
     else:
@@ -302,7 +305,8 @@ def _opened(
     from .._tracking import TrackingSettings
     from ._settings import DEFAULT_CONFIG
 
-    settings = TrackingSettings.of_project(Project.load(config or DEFAULT_CONFIG))
+    project = Project.load(config or DEFAULT_CONFIG)
+    settings = TrackingSettings.of_project(project)
     now = time.time()
     selection = Selection(
         None if since is None else parse_moment("--since", since, now),
@@ -312,7 +316,7 @@ def _opened(
     )
     executions = Executions(settings.path)
     try:
-        yield _Chosen(settings, executions, selection)
+        yield _Chosen(project, settings, executions, selection)
     except sqlite3.Error as error:
         raise CommandError(
             f"the record of executions {str(settings.path)!r} cannot be used ({error}): mend that and run it again"

@@ -70,3 +70,20 @@ def test_the_table_has_the_same_rows(lonely_cli: Any) -> None:
     table = lonely_cli("config", "show").out
     for name in shown(lonely_cli):
         assert name in table
+
+
+def test_the_prices_are_listed_with_their_day_and_their_source(lonely_cli: Any) -> None:
+    table = lonely_cli("config", "prices").out
+    assert "batches cost 50.0 % of it" in table
+    rows = lonely_cli("config", "prices", "--json", "--model", "claude-haiku-5-5").json
+    assert [(row["max_prompt_tokens"], row["input"], row["output"]) for row in rows] == [
+        (100_000, 0.1, 0.5),
+        (None, 0.5, 2.5),
+    ]
+    assert all(row["valid_from"] == "2026-11-01" and "November 2026" in row["source"] for row in rows)
+
+
+def test_a_model_without_a_price_is_said_to_have_none(lonely_cli: Any) -> None:
+    done = lonely_cli("config", "prices", "--model", "gpt-4")
+    assert done.code == 1
+    assert "the price of 'gpt-4' is not known: add it to the section prices of claude.json" in done.err

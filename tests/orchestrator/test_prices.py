@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Dict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from claude_force_orchestrator import Answer, PriceList
+from claude_force_orchestrator import Answer, PriceList, Project, ProjectError
 
 NOW = datetime(2026, 11, 20, tzinfo=timezone.utc).timestamp()
+RATES = {"input": 1, "output": 2, "cache_write_5m": 1.25, "cache_write_1h": 2, "cache_read": 0.1}
 
 
 def _answer(model: str, **fields: Any) -> Answer:
@@ -97,7 +102,115 @@ def test_a_price_holds_from_its_day_until_the_next() -> None:
 
 
 def test_the_list_says_where_it_is_from() -> None:
-    assert "November 2026" in PriceList.load().source
+    assert {tariff.source for tariffs in PriceList.load().models.values() for tariff in tariffs} == {
+        "Anthropic price list, November 2026"
+    }
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_answer_of_a_batch_costs_half(batch: bool) -> None:
+    answer = _answer("claude-haiku-4-5", input_tokens=1_000_000, cache_read_tokens=1_000_000)
+    assert PriceList.load().cost(answer, batch=batch) == pytest.approx(1.1 / (1 + batch))
+    assert PriceList.load().prompt_caching_saved(answer, batch=batch) == pytest.approx(0.9 / (1 + batch))
+
+
+def test_what_the_prompt_cache_saved_is_the_difference_to_ordinary_tokens() -> None:
+    prices = PriceList.load()
+    assert prices.prompt_caching_saved(_answer("claude-haiku-4-5", input_tokens=9)) == 0
+    written = _answer("claude-haiku-4-5", cache_write_5m_tokens=1_000_000)
+    assert prices.prompt_caching_saved(written) == pytest.approx(-0.25)
+    assert prices.prompt_caching_saved(_answer("gpt-4")) is None
+
+
+_tokens = st.integers(0, 300_000)
+_answers = st.builds(
+    _answer,
+    st.sampled_from(sorted(PriceList.load().models)),
+    input_tokens=_tokens,
+    cache_read_tokens=_tokens,
+    cache_write_5m_tokens=_tokens,
+    output_tokens=_tokens,
+)
+
+
+@given(answer=_answers, more=st.integers(0, 50_000), batch=st.booleans())
+def test_no_call_costs_more_than_its_most(answer: Answer, more: int, batch: bool) -> None:
+    prices = PriceList.load()
+    prompt, limit = answer.prompt_tokens + more, answer.output_tokens + more
+    most = prices.most(answer.model, prompt_tokens=prompt, max_tokens=limit, at=NOW, batch=batch)
+    cost = prices.cost(answer, batch=batch)
+    assert most is not None
+    assert cost is not None
+    assert cost <= most * (1 + 1e-12)
+
+
+def test_the_most_of_a_call_is_known_only_if_all_prices_are_that_it_may_have() -> None:
+    prices = PriceList.parse({"models": {"m": [{"bands": [{"max_prompt_tokens": 100, **RATES}]}]}})
+    assert prices.most("m", prompt_tokens=100, max_tokens=1, at=NOW) is not None
+    assert prices.most("m", prompt_tokens=101, max_tokens=1, at=NOW) is None
+    assert prices.most("other", prompt_tokens=1, max_tokens=1, at=NOW) is None
+
+
+def test_what_no_prompt_cache_takes_is_known_by_model_and_family() -> None:
+    lengths = map(PriceList.load().least_cacheable, ("claude-opus-5", "claude-sonnet-4-5-20250929", "a-new-model"))
+    assert list(lengths) == [512, 1024, 4096]
+
+
+def test_a_project_adds_prices_and_overrides_them(edit: Any, config: Path) -> None:
+    edit(prices={"source": "ours", "models": {"our-model": [RATES], "claude-haiku-5-5": [RATES]}})
+    prices = PriceList.of_project(Project.load(config))
+    assert [prices.tariffs(name)[0].source for name in ("our-model", "claude-haiku-5-5")] == ["ours", "ours"]
+    assert prices.tariffs("claude-opus-5-5") == PriceList.load().tariffs("claude-opus-5-5")
+    assert prices.cost(_answer("our-model", input_tokens=1_000_000, created=1.0)) == 1
+    assert prices.least_cacheable("claude-opus-5") == 512
+
+
+def test_a_projects_prices_may_stand_in_a_file(edit: Any, config: Path, run: Any) -> None:
+    (config.parent / "ours.json").write_text(json.dumps({"models": {"claude-haiku-5-5": [RATES]}}), encoding="utf-8")
+    edit(prices="ours.json")
+    result = run(lambda it: it.execute_agent("code-reviewer", "x"))
+    assert result.metadata.estimated_cost == pytest.approx((1000 * 1 + 200 * 2) / 1e6)
+
+
+def test_a_projects_file_of_prices_that_cannot_be_read_is_named(edit: Any, config: Path) -> None:
+    edit(prices="missing.json")
+    with pytest.raises(ProjectError, match=r"missing\.json.*cannot be read"):
+        PriceList.of_project(Project.load(config))
+    (config.parent / "missing.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ProjectError, match="not valid JSON"):
+        PriceList.of_project(Project.load(config))
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        (7, "must be an object"),
+        ({}, "'models' must be an object"),
+        ({"models": {}, "prices": {}}, "without meaning: prices"),
+        ({"models": {}, "source": 1}, "'source' must be text"),
+        ({"models": {}, "unit": "EUR"}, "'unit' can only be"),
+        ({"models": {}, "batch_factor": 2}, "batch_factor must be a number"),
+        ({"models": {}, "least_cacheable_tokens": 1}, "must be an object"),
+        ({"models": {}, "least_cacheable_tokens": {"m": 0}}, "must be a whole number"),
+        ({"models": {"m": []}}, "'m' must be a list of tariffs"),
+        ({"models": {"m": [1]}}, "a tariff must be an object"),
+        ({"models": {"m": [{}]}}, "lacks input, output, cache_write_5m, cache_write_1h, cache_read"),
+        ({"models": {"m": [{**RATES, "inputs": 1}]}}, "without meaning: inputs"),
+        ({"models": {"m": [{**RATES, "input": -1}]}}, "input must be a number"),
+        ({"models": {"m": [{**RATES, "input": True}]}}, "input must be a number"),
+        ({"models": {"m": [{**RATES, "source": 1}]}}, "'source' must be text"),
+        ({"models": {"m": [{**RATES, "valid_from": "soon"}]}}, "must be a day such as"),
+        ({"models": {"m": [{"bands": [], "valid_from": "2026-01-01"}]}}, "must be a list of prices"),
+        ({"models": {"m": [{"bands": [1]}]}}, "a price must be an object"),
+        ({"models": {"m": [{"bands": [RATES], "input": 1}]}}, "beside 'bands' there is no input"),
+        ({"models": {"m": [{"bands": [RATES, RATES]}]}}, "the same max_prompt_tokens"),
+        ({"models": {"m": [{"bands": [{**RATES, "max_prompt_tokens": 0}]}]}}, "must be a whole number"),
+    ],
+)
+def test_prices_that_cannot_be_used_are_named(table: Any, complaint: str, edit: Any, config: Path) -> None:
+    edit(prices=table)
+    with pytest.raises(ProjectError, match=complaint):
+        PriceList.of_project(Project.load(config))
 
 
 def test_an_unknown_price_is_none_and_is_counted(run: Any, api: Any) -> None:
