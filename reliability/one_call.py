@@ -1,11 +1,12 @@
 """Many processes ask for one cold key at once: how many calls are made, and what those who wait pay.
 
     python -m reliability.one_call [--backend disk|redis|memcached] [--rounds N] [--seconds N] [--kills N]
+                                   [--library ours|cashews|dogpile]
 
 In each round every task of every process asks at the same moment. The call is a wait of a known length, so what a task
 took beyond it is the price of waiting. Then holders of the lease are killed with -9 in the middle of their call.
 Starts the servers and processes that it needs, and ends only these. Exits with 1 if a call was made twice or a
-value was wrong.
+value was wrong. Other libraries, which need an environment that has them, are asked on the same Redis.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from collections import Counter
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, AsyncIterator, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from claude_force_cache import open_cache
 
-from .servers import Server
+from .one_call_peers import PEERS, Ask, value_of
+from .servers import Server, commands, sum_of_sent
 
 __all__ = ["main"]
 
@@ -48,7 +51,7 @@ class Round(NamedTuple):
 class Workers:
     """The processes that ask. One that was killed is replaced."""
 
-    def __init__(self, url: str, count: int, tasks: int, calls: Path) -> None:
+    def __init__(self, url: str, count: int, tasks: int, calls: Path, library: str) -> None:
         self._command = [
             sys.executable,
             "-W",
@@ -59,6 +62,7 @@ class Workers:
             url,
             str(tasks),
             str(calls),
+            library,
         ]
         self._calls = calls
         self._processes = [self._start() for _ in range(count)]
@@ -118,62 +122,71 @@ def _close(process: subprocess.Popen[str]) -> None:
         pipe.close()
 
 
-async def _work(url: str, tasks: int, calls: int) -> None:
-    """Ask as told on standard input until it ends."""
-    loop = asyncio.get_running_loop()
+@asynccontextmanager
+async def _ours(url: str, tasks: int) -> AsyncIterator[Ask]:
     async with open_cache(url, secrets="of an experiment only", tier_bytes=0, lease=_LEASE, timeout=5) as cache:
         await cache.ping()
+
+        async def ask(key: str, began: Callable[[], object], seconds: float) -> List[str]:
+            async def make() -> str:
+                began()
+                await asyncio.sleep(seconds)
+                return value_of(key)
+
+            return list(await asyncio.gather(*(cache.get_or_compute(key, make) for _ in range(tasks))))
+
+        yield ask
+
+
+async def _work(url: str, tasks: int, calls: int, library: str) -> None:
+    """Ask as told on standard input until it ends."""
+    loop = asyncio.get_running_loop()
+    async with {"ours": _ours, **PEERS}[library](url, tasks) as ask:
         print("ready", flush=True)
         while True:
             line = await loop.run_in_executor(None, sys.stdin.readline)
             if not line:
                 return
             key, seconds, begin = json.loads(line)
-
-            async def make(key: str = key, seconds: float = seconds) -> str:
-                os.write(calls, f"{key} {os.getpid()}\n".encode())
-                await asyncio.sleep(seconds)
-                return f"value of {key}"
-
             await asyncio.sleep(max(0.0, begin - time.time()))
-            values = await asyncio.gather(*(cache.get_or_compute(key, make) for _ in range(tasks)))
-            wrong = sum(value != f"value of {key}" for value in values)
+            values = await ask(key, lambda key=key: os.write(calls, f"{key} {os.getpid()}\n".encode()), seconds)
+            wrong = sum(value != value_of(key) for value in values)
             print(json.dumps({"seconds": time.time() - begin, "wrong": wrong}), flush=True)
 
 
 def _worker(arguments: Sequence[str]) -> None:
-    url, tasks, path = arguments
+    url, tasks, path, library = arguments
     calls = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
-        asyncio.run(_work(url, int(tasks), calls))
+        asyncio.run(_work(url, int(tasks), calls, library))
     finally:
         os.close(calls)
-
-
-def _redis_commands(url: str) -> int:
-    import redis
-
-    with closing(redis.Redis.from_url(url)) as client:
-        return sum(of_one["calls"] for of_one in client.info("commandstats").values())
-
-
-def _memcached_commands(url: str) -> int:
-    from pymemcache.client.base import Client
-
-    with closing(Client(url.split("//")[1])) as client:
-        stats = client.stats()
-        return sum(int(value) for name, value in stats.items() if name.startswith(b"cmd_"))
-
-
-_COMMANDS: Dict[str, Callable[[str], int]] = {"redis": _redis_commands, "memcached": _memcached_commands}
-"""How many commands a server was given so far. Nobody counts those of a database file."""
 
 
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
 
-def _experiment(backend: str, options: argparse.Namespace, folder: Path) -> bool:
+def _count(url: str) -> Counter[str]:
+    # Nobody counts the commands that a database file is given.
+    return Counter() if url.startswith("disk:") else Counter(commands(url))
+
+
+def _said_of(counted: Counter[str], rounds: int, options: argparse.Namespace, library: str) -> str:
+    """Return how many commands a server was given, for each process and for each of its tasks."""
+    if not counted:
+        return ""
+    sent = sum_of_sent(counted) if library == "ours" else sum(counted.values())
+    inside = sum(counted.values()) - sent
+    each = max(1, rounds * options.processes)
+    in_scripts = f" and {inside / each:.1f} in scripts" if inside else ""
+    return (
+        f"; {sent / each:.1f} commands sent{in_scripts} for each process, "
+        f"{(sent + inside) / each / options.tasks:.2f} in all for each task"
+    )
+
+
+def _experiment(backend: str, library: str, options: argparse.Namespace, folder: Path) -> bool:
     """Print the figures of one backend. Return whether all is as promised."""
     with ExitStack() as stack:
         url = f"disk://{folder}/cache"
@@ -184,20 +197,20 @@ def _experiment(backend: str, options: argparse.Namespace, folder: Path) -> bool
             url = server.url
         calls = folder / "calls"
         calls.touch()
-        workers = stack.enter_context(closing(Workers(url, options.processes, options.tasks, calls)))
+        workers = stack.enter_context(closing(Workers(url, options.processes, options.tasks, calls, library)))
         workers.ask("warm", 0.0)
-        count: Callable[[str], int] = _COMMANDS.get(backend, lambda url: 0)
-        before = count(url)
+        before = _count(url)
         rounds = [workers.ask(f"cold-{number}", options.seconds) for number in range(options.rounds)]
-        commands = (count(url) - before) / max(1, options.rounds * options.processes)
+        counted = _count(url)
+        counted.subtract(before)
         kills = [workers.ask(f"killed-{number}", options.seconds, kill=True) for number in range(options.kills)]
         long = [workers.ask("long", options.long)] if options.long else []
     worst = sorted(max(one.beyond) for one in rounds)
-    per_process = f"; {commands:.1f} commands for each process" if backend in _COMMANDS else ""
     print(
-        f"{backend}: {options.rounds} rounds of {options.processes} processes x {options.tasks} tasks, "
-        f"{sum(one.calls for one in rounds)} calls; slowest task beyond the call: "
-        f"median {_ms(statistics.median(worst))}, worst {_ms(worst[-1])}{per_process}"
+        f"{backend if library == 'ours' else library}: {options.rounds} rounds of {options.processes} processes x "
+        f"{options.tasks} tasks, {sum(one.calls for one in rounds)} calls; slowest task beyond the call: "
+        f"median {_ms(statistics.median(worst))}, worst {_ms(worst[-1])}"
+        f"{_said_of(counted, options.rounds, options, library)}"
     )
     if kills:
         made, late = sum(one.calls for one in kills), max(max(one.beyond) for one in kills)
@@ -215,6 +228,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the experiment and print its figures. Return 1 if something was not as promised, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["disk", "redis", "memcached"], action="append", help="default: all three")
+    parser.add_argument(
+        "--library", choices=["ours", *PEERS], default="ours", help="others run on Redis, without kills"
+    )
     parser.add_argument("--rounds", type=int, default=50, help="how often a cold key is asked for")
     parser.add_argument("--seconds", type=float, default=0.3, help="how long the call takes")
     parser.add_argument("--processes", type=int, default=8)
@@ -223,15 +239,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser.add_argument(
         "--long", type=float, default=0.0, help="seconds of one more call, which is longer than many leases"
     )
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         _worker(options.worker)
         return 0
+    if options.library != "ours":
+        options.backend, options.kills = ["redis"], 0  # their locks live for as long as the answer, or for ever
     good = True
     for backend in options.backend or ["disk", "redis", "memcached"]:
         with tempfile.TemporaryDirectory(prefix="one-call-") as folder:
-            good = _experiment(backend, options, Path(folder)) and good
+            good = _experiment(backend, options.library, options, Path(folder)) and good
     return 0 if good else 1
 
 

@@ -14,11 +14,12 @@ import tempfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import scale_measure as measure
 from . import scale_traffic as traffic
 from .scale_traffic import Evicting, Traffic
+from .servers import sum_of_sent
 
 __all__ = ["main"]
 
@@ -48,21 +49,26 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
     sys.stdout.flush()
 
 
-def _hit_ratios(options: argparse.Namespace) -> None:
+class _Places(NamedTuple):
+    """Of each number of partitions or servers, which one each key belongs to."""
+
+    partitions: Dict[int, List[int]]
+    servers: Dict[int, List[int]]
+
+
+def _hit_ratios(places: _Places, options: argparse.Namespace) -> None:
     rows: List[List[object]] = []
     for exponent in _EXPONENTS:
         asked = Traffic(options.keys, options.lookups, exponent, options.seed)
-        placed = {count: traffic.partitions(asked, count) for count in _PARTITIONS}
-        on_servers = {count: traffic.servers(asked, count) for count in _SERVERS}
         for share in (0.01, 0.1):
             limit = asked.bytes * share
             row: List[object] = [exponent, f"{share:.0%}, some {options.keys * share:,.0f}"]
-            for count, places in placed.items():
-                ratio = traffic.hit_ratio(asked, places, [Evicting(limit / count) for _ in range(count)])
+            for count, of in places.partitions.items():
+                ratio = traffic.hit_ratio(asked, of, [Evicting(limit / count) for _ in range(count)])
                 row.append(f"{ratio:.1%}")
-            for count, places in on_servers.items():
+            for count, of in places.servers.items():
                 stores = [Evicting(limit / count, _SLACK, _RATE * _MINUTE) for _ in range(count)]
-                row.append(f"{traffic.hit_ratio(asked, places, stores):.1%}")
+                row.append(f"{traffic.hit_ratio(asked, of, stores):.1%}")
             rows.append(row)
     columns = ["exponent", "limit, of all entries", "one LRU"]
     columns += [f"{count} partitions" for count in _PARTITIONS[1:]]
@@ -70,7 +76,7 @@ def _hit_ratios(options: argparse.Namespace) -> None:
     _table(f"Hit ratio: {options.keys:,} keys, {options.lookups:,} look-ups, the second half counts", columns, rows)
 
 
-def _skews(asked: Traffic, options: argparse.Namespace) -> None:
+def _skews(asked: Traffic, places: _Places, options: argparse.Namespace) -> None:
     all_of = Counter(asked.asked)
     weights: List[Sequence[float]] = [[1] * options.keys, asked.sizes, [all_of[key] for key in range(options.keys)]]
     said = [f"the most popular key is {all_of.most_common(1)[0][1] / len(asked.asked):.1%} of the look-ups"]
@@ -82,29 +88,28 @@ def _skews(asked: Traffic, options: argparse.Namespace) -> None:
         said.append(
             f"at {rate:,}/s the tiers of {_PROCESSES} processes let {part:.0%} through, {hottest:.2%} of them for it"
         )
-    places: Dict[str, Tuple[int, List[int]]] = {}
+    shown: Dict[str, Tuple[int, List[int]]] = {}
     for count in _PARTITIONS[1:3]:
-        places[f"{count} partitions"] = count, traffic.partitions(asked, count)
-    in_64 = places["64 partitions"][1]
+        shown[f"{count} partitions"] = count, places.partitions[count]
     for nodes in _MASTERS:
         nodes_of = traffic.masters(64, nodes)
-        places[f"{nodes} masters, 64 partitions"] = nodes, [nodes_of[partition] for partition in in_64]
-    for count in _SERVERS:
-        places[f"{count} Memcached servers"] = count, traffic.servers(asked, count)
-    rows = [[name, *(traffic.skew(of, weight, count) for weight in weights)] for name, (count, of) in places.items()]
+        shown[f"{nodes} masters, 64 partitions"] = nodes, [nodes_of[partition] for partition in places.partitions[64]]
+    for count, on_servers in places.servers.items():
+        shown[f"{count} Memcached servers"] = count, on_servers
+    rows = [[name, *(traffic.skew(of, weight, count) for weight in weights)] for name, (count, of) in shown.items()]
     columns = ["", "keys", "bytes", "look-ups", *(f"behind tiers, {rate:,}/s" for rate in (_RATE, _HIGH_RATE))]
     title = f"The fullest or busiest place and the emptiest, against the mean, exponent {asked.exponent:g}"
     _table(f"{title}: {'; '.join(said)}", columns, rows)
 
 
-def _lost(asked: Traffic) -> None:
+def _lost(asked: Traffic, places: _Places) -> None:
     rows = []
     window = max(1, len(asked.asked) // 100)
     for share in (0.01, 0.1):
         for count in _SERVERS:
             limit = asked.bytes * share / count
             stores = [Evicting(limit) for _ in range(count)]
-            loss = traffic.lose_a_server(asked, traffic.servers(asked, count), stores, window=window)
+            loss = traffic.lose_a_server(asked, places.servers[count], stores, window=window)
             ratios = (f"{ratio:.1%}" for ratio in (loss.before, loss.without, loss.refilling[0]))
             refilled = "later" if loss.until_refilled is None else f"{loss.until_refilled:,}"
             held = limit * len(asked.sizes) / asked.bytes
@@ -116,10 +121,15 @@ def _lost(asked: Traffic) -> None:
 
 def simulated(options: argparse.Namespace) -> None:
     """Print what the simulation says."""
-    _hit_ratios(options)
     asked = Traffic(options.keys, options.lookups, 1.0, options.seed)
-    _skews(asked, options)
-    _lost(asked)
+    # The names do not depend on how often they are asked for.
+    places = _Places(
+        {count: traffic.partitions(asked.names, count) for count in _PARTITIONS},
+        {count: traffic.servers(asked.names, count) for count in _SERVERS},
+    )
+    _hit_ratios(places, options)
+    _skews(asked, places, options)
+    _lost(asked, places)
 
 
 def _footprints(options: argparse.Namespace, folder: Path) -> Dict[str, measure.Footprint]:
@@ -146,8 +156,7 @@ def _commands(folder: Path, options: argparse.Namespace) -> None:
     for kind in ("redis", "memcached"):
         for verb, counts in measure.commands_of(kind, folder, 100, options.length).items():
             listed = ", ".join(f"{name} {count:.0f}" for name, count in counts.items())
-            sent = sum(counts.get(name, 0) for name in ("mget", "evalsha")) if kind == "redis" else sum(counts.values())
-            rows.append([kind, verb, f"{sent:.0f}", f"{sum(counts.values()):.0f}", listed])
+            rows.append([kind, verb, f"{sum_of_sent(counts):.0f}", f"{sum(counts.values()):.0f}", listed])
     columns = ["store", "verb", "sent", "carried out, also in scripts", "which"]
     _table("Commands for each verb of a cache, one at a time", columns, rows)
 

@@ -104,10 +104,10 @@ class Evicting:
         self.bytes -= freed
 
 
-def partitions(traffic: Traffic, count: int) -> List[int]:
+def partitions(names: Sequence[str], count: int) -> List[int]:
     """Return the partition of a namespace in Redis that each key belongs to."""
     layout = Layout("scale", count)
-    return [layout.partition(name) for name in traffic.names]
+    return [layout.partition(name) for name in names]
 
 
 def masters(count: int, nodes: int) -> List[int]:
@@ -115,13 +115,13 @@ def masters(count: int, nodes: int) -> List[int]:
     return [slot * nodes // SLOTS for slot in Layout("scale", count).slots]
 
 
-def servers(traffic: Traffic, count: int) -> List[int]:
+def servers(names: Sequence[str], count: int) -> List[int]:
     """Return the Memcached server that each key belongs to."""
     addresses = [f"cache-{number}.internal:11211" for number in range(count)]
     url, _ = BackendURL.parse("memcached://" + ",".join(addresses))
     backend = MemcachedBackend(BackendSettings(url, "scale", None, None, {}))
     numbers = {address: number for number, address in enumerate(addresses)}
-    return [numbers[backend._ring.get_node(name)] for name in traffic.names]
+    return [numbers[backend._ring.get_node(name)] for name in names]
 
 
 def hit_ratio(traffic: Traffic, places: Sequence[int], stores: Sequence[Evicting]) -> float:

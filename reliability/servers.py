@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
-__all__ = ["Server", "commands", "memcached_stats", "redis_client"]
+__all__ = ["Server", "commands", "memcached_stats", "redis_client", "sum_of_sent"]
 
+_CALL = re.compile(r"redis\.p?call\('(\w+)'")
 _HOST = "127.0.0.1"
 _START_SECONDS = 30.0
 _PROGRAMS = {"redis": "redis-server", "memcached": "memcached"}
@@ -117,3 +119,13 @@ def commands(url: str) -> Dict[str, int]:
     for name in ("incr", "decr", "delete"):
         counts[name] = stats[f"{name}_hits"] + stats[f"{name}_misses"]
     return counts
+
+
+def sum_of_sent(counts: Mapping[str, float]) -> float:
+    """Return how many of a server's commands came from clients of this package, and not out of its scripts."""
+    from claude_force_backends._redis_scripts import SCRIPTS
+
+    inside = {name.lower() for script in SCRIPTS.values() for name in _CALL.findall(script.text)}
+    if "evalsha" not in counts:
+        return sum(counts.values())
+    return sum(count for name, count in counts.items() if name not in inside)

@@ -33,7 +33,7 @@ def test_the_simulation_hits_at_the_look_ups_at_which_a_real_redis_does(
     asked = Traffic(200, 1500, 1.0, seed=3)
     limit = asked.bytes // 8
     stores = [Evicting(limit // count) for _ in range(count)]
-    places = traffic.partitions(asked, count)
+    places = traffic.partitions(asked.names, count)
     expected = [stores[places[key]].ask(key, asked.sizes[key], number) for number, key in enumerate(asked.asked)]
     assert 100 < sum(expected) < 1400
 
@@ -71,7 +71,7 @@ def test_no_simulated_store_is_ever_above_its_limit(slack: float) -> None:
 
 def test_a_lost_server_costs_its_own_keys_and_its_return_refills_it() -> None:
     asked = small()
-    places = traffic.servers(asked, 3)
+    places = traffic.servers(asked.names, 3)
     assert set(places) == {0, 1, 2}
     loss = traffic.lose_a_server(asked, places, [Evicting(asked.bytes / 30) for _ in range(3)], window=500)
     assert loss.without < loss.before
