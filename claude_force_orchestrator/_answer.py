@@ -77,9 +77,14 @@ class Answer:
     suspicions: Tuple[str, ...] = ()
 
     @property
+    def cache_write_tokens(self) -> int:
+        """Prompt tokens written to the API's prompt cache, for however long."""
+        return self.cache_write_5m_tokens + self.cache_write_1h_tokens
+
+    @property
     def prompt_tokens(self) -> int:
         """All tokens of the prompt, however they are priced."""
-        return self.input_tokens + self.cache_read_tokens + self.cache_write_5m_tokens + self.cache_write_1h_tokens
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     @property
     def truncated(self) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from types import TracebackType
 from typing import List, Optional, Type
 
 from ._errors import BudgetError
 from ._limiter import Waiter
+from ._prices import PriceList
+from ._request import Request
 from ._validation import check_number
 
-__all__ = ["Budget", "Reservation"]
+__all__ = ["Budget", "Reservation", "worst_case"]
 
 _UNITS = 10**12
 """Sums are kept in whole units of 1e-12 USD: those of floats drift, and a budget that drifts is exceeded."""
@@ -25,13 +28,13 @@ class Budget:
     are together never more than the budget. So what is spent is not either, as long as no call costs more than was
     reserved for it.
 
-    :param max_usd: the amount, above 0.
+    :param max_usd: the amount, above 0, or None for no bound.
     :raises ConfigError: if it is no such number.
     """
 
-    def __init__(self, max_usd: float) -> None:
-        self.max_usd = check_number("max_usd", max_usd, above=0, most=_MOST_USD)
-        self._limit = _units(self.max_usd)
+    def __init__(self, max_usd: Optional[float]) -> None:
+        self.max_usd = None if max_usd is None else check_number("max_usd", max_usd, above=0, most=_MOST_USD)
+        self._limit = math.inf if self.max_usd is None else _units(self.max_usd)
         self._lock = threading.Lock()
         self._spent = 0
         self._reserved = 0
@@ -77,7 +80,7 @@ class Budget:
             await waiter.future
 
     def _check(self, units: int, most: float) -> None:
-        if self._spent + units > self._limit:
+        if self.max_usd is not None and self._spent + units > self._limit:
             raise BudgetError(
                 f"the budget of ${self.max_usd:g} is not enough: ${self.spent:.6f} are spent, and this call may cost "
                 f"up to ${most:.6f}; raise max_usd, or lower max_tokens"
@@ -124,6 +127,29 @@ class Reservation:
         trace: Optional[TracebackType],
     ) -> None:
         self.settle(None)
+
+
+def worst_case(request: Request, prices: PriceList, *, at: float, batch: bool = False) -> float:
+    """Return what a request can cost at most in USD, once.
+
+    :param at: seconds since 1970.
+    :param batch: whether it goes through the API for batches.
+    :raises BudgetError: if the price of its model is not known.
+    """
+    template = request.template
+    most = prices.most(
+        template.model,
+        prompt_tokens=request.most_prompt_tokens,
+        max_tokens=template.max_tokens,
+        at=at,
+        batch=batch,
+    )
+    if most is None:
+        raise BudgetError(
+            f"the price of {template.model!r} is not known, so that no budget can be kept: add it to the section "
+            "prices of claude.json, or leave max_usd out"
+        )
+    return most
 
 
 def _units(usd: float) -> int:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from ._budget import Budget, Reservation
 from ._client import Clients
 from ._errors import (
     AuthenticationError,
@@ -31,6 +32,8 @@ from ._errors import (
     SpendLimitError,
 )
 from ._families import Families, Family
+from ._pace import Start
+from ._prompt_caching import PromptCaching
 from ._request import Request
 
 __all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "retry_after"]
@@ -43,6 +46,9 @@ _BACKOFF_MOST = 8.0
 _REFUSALS = 9
 _SPEND_LIMIT = "enforced_spend_limit_reached"
 _RETRIED = frozenset({408, 409, 429})
+_UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
+"""What the SDK's HTTP library, whichever it is, calls the failures before anything was sent."""
+
 _BY_STATUS: Mapping[int, Type[CallError]] = {
     401: AuthenticationError,
     403: PermissionDeniedError,
@@ -101,6 +107,7 @@ class Reply(NamedTuple):
     :param headers: the reply's headers; names are looked up whatever their case.
     :param content_type: the media type without its parameters, in lower case.
     :param sent: the request's headers, likewise. They hold the credentials.
+    :param reservation: what is reserved for it in the budget, still to be settled.
     """
 
     message: Any
@@ -108,6 +115,7 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
     content_type: str
     sent: Mapping[str, str]
+    reservation: Reservation
 
 
 class Caller:
@@ -120,6 +128,9 @@ class Caller:
         but of all that share the quota: nine such replies are accepted besides, or ``max_retries`` if that is more;
         none if it is 0.
     :param on_attempt: called before each attempt.
+    :param budget: what each attempt draws on.
+    :param most: returns what an attempt can cost at most in USD.
+    :param prompt_caching: decides which requests are marked.
     :param clock: seconds since 1970.
     """
 
@@ -132,6 +143,9 @@ class Caller:
         timeout: float,
         max_retries: int,
         on_attempt: Callable[[], None],
+        budget: Budget,
+        most: Callable[[Request], float],
+        prompt_caching: PromptCaching,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clients = clients
@@ -141,6 +155,9 @@ class Caller:
         self._max_retries = max_retries
         self._max_refusals = max(max_retries, _REFUSALS) if max_retries else 0
         self._on_attempt = on_attempt
+        self._budget = budget
+        self._most = most
+        self._prompt_caching = prompt_caching
         self._clock = clock
 
     async def call(self, request: Request) -> Reply:
@@ -148,20 +165,22 @@ class Caller:
 
         :raises CallError: if the API does not answer; the SDK's exception is the cause.
         :raises InvalidAnswerError: if it answers something that the SDK cannot read.
+        :raises BudgetError: if the budget does not allow the next attempt.
         :raises ConfigError: if the SDK is not installed, or the key cannot be sent.
         """
+        most = self._most(request)
+        self._budget.check(most)
         client = await self._clients.get()
         family = self._families.of(request.template.model)
         await self._families.enter(family)
         try:
-            return await self._call(client, request, family)
+            return await self._call(client, request, family, most)
         finally:
             self._families.leave(family)
 
-    async def _call(self, client: Any, request: Request, family: Family) -> Reply:
+    async def _call(self, client: Any, request: Request, family: Family, most: float) -> Reply:
         import anthropic
 
-        arguments = request.arguments()
         # A server may quote the key that it refuses.
         hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
         jitter = random.random()  # noqa: S311 - spreads load, guards nothing
@@ -169,17 +188,15 @@ class Caller:
         cause: Optional[Exception] = None
         failed_at: Optional[float] = None
         while True:
+            # What is refused anyway does not wait for its turn first.
+            self._budget.check(most)
             # Here the end of the family's pause is waited for, if the API asked for one.
             start = await self._families.start(family, patience=MAX_RETRY_AFTER)
             if start is None:
                 raise self._too_long(family) from cause
             waited = 0.0 if failed_at is None else time.monotonic() - failed_at
             try:
-                self._on_attempt()
-                with anyio.fail_after(self._timeout):
-                    reply = await _send(client, arguments)
-                family.answered(start, reply.headers)
-                return reply
+                return await self._attempt(client, request, family, start, most=most)
             except (anthropic.AnthropicError, TimeoutError) as error:
                 cause = error
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -199,6 +216,23 @@ class Caller:
                 raise failure.error from cause
             if not failure.refused or failure.asked is None:
                 await asyncio.sleep(backoff(failures + refusals, failure.asked, jitter=jitter, waited=waited))
+
+    async def _attempt(self, client: Any, request: Request, family: Family, start: Start, *, most: float) -> Reply:
+        reservation = await self._budget.reserve(most)
+        mark, tokens = self._prompt_caching.mark(request.template), None
+        try:
+            self._on_attempt()
+            with anyio.fail_after(self._timeout):
+                reply = await _send(client, request.arguments(mark=mark.wanted), reservation)
+            family.answered(start, reply.headers)
+            tokens = _prompt_cache_tokens(reply.message)
+            return reply
+        except BaseException as error:
+            # Also what nobody waits for any more, or cannot be read, may have been billed.
+            reservation.settle(0.0 if _unbilled(error) else None)
+            raise
+        finally:
+            self._prompt_caching.learn(mark, tokens)
 
     def _too_long(self, family: Family) -> RateLimitError:
         text = (
@@ -240,13 +274,31 @@ class Caller:
         )
 
 
-async def _send(client: Any, arguments: Mapping[str, Any]) -> Reply:
+async def _send(client: Any, arguments: Mapping[str, Any], reservation: Reservation) -> Reply:
     raw = await client.messages.with_raw_response.create(**arguments, timeout=None)
     parsed = raw.parse()
     message = await parsed if inspect.isawaitable(parsed) else parsed  # SDKs before 1.0 parse without awaiting
     response = raw.http_response
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Reply(message, response.content, response.headers, content_type, raw.http_request.headers)
+    return Reply(message, response.content, response.headers, content_type, raw.http_request.headers, reservation)
+
+
+def _prompt_cache_tokens(message: Any) -> int:
+    """Return how many tokens a message says were written to the API's prompt cache, or read from it."""
+    usage = getattr(message, "usage", None)
+    counts = (getattr(usage, f"cache_{kind}_input_tokens", None) for kind in ("creation", "read"))
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _unbilled(error: BaseException) -> bool:
+    """Whether an attempt that failed certainly cost nothing: it was not sent, or the API answered with an error."""
+    import anthropic
+
+    if isinstance(error, anthropic.APIConnectionError):
+        return type(error.__cause__).__name__ in _UNSENT
+    if isinstance(error, anthropic.APIError):
+        return isinstance(error, anthropic.APIStatusError)
+    return isinstance(error, anthropic.AnthropicError)
 
 
 class _Failure(NamedTuple):

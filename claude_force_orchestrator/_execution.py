@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Optional, Tuple
 
+from claude_force_cache import CacheEntry
+
 from ._answer import Answer
 from ._context import Context
 from ._errors import OrchestratorError
@@ -89,15 +91,20 @@ class Execution:
         return self._workflow
 
     def succeed(
-        self, answer: Answer, *, cached: bool, age: Optional[float], stale: bool, cost: Optional[float]
+        self,
+        answer: Answer,
+        entry: Optional[CacheEntry[Answer]],
+        *,
+        cost: Optional[float],
+        prompt_cache_saved: Optional[float],
     ) -> AgentResult:
         """Return the result of an execution that has an answer, of use or not.
 
-        :param cached: whether the answer came without a call of its own.
-        :param age: the age of the entry in seconds, if it came out of the cache.
-        :param stale: whether the answer is no longer fresh.
+        :param entry: what the answer came in, if it came without a call of its own.
         :param cost: what the answer cost, or would have cost, in USD.
+        :param prompt_cache_saved: what the API's prompt cache saved of it, likewise.
         """
+        cached = entry is not None
         self.answer = answer
         prompt_tokens, output_tokens = answer.prompt_tokens, answer.output_tokens
         error = answer.problem()
@@ -112,7 +119,7 @@ class Execution:
                 prompt_tokens + output_tokens,
                 (time.perf_counter() - self._started) * 1000,
                 cached,
-                age,
+                None if entry is None else entry.age,
                 0.0 if cached else cost,
                 cost if cached else 0.0,
                 self._workflow,
@@ -120,9 +127,10 @@ class Execution:
                 answer.stop_reason,
                 answer.request_id,
                 answer.truncated,
-                stale,
+                entry is not None and entry.stale,
                 self.suspicions,
                 self._memory_sessions,
+                0.0 if cached else prompt_cache_saved,
             ),
             () if error is None else (str(error),),
             error,
@@ -161,7 +169,7 @@ class Execution:
             error,
             0 if answer is None else answer.input_tokens,
             0 if answer is None else answer.output_tokens,
-            0 if answer is None else answer.cache_write_5m_tokens + answer.cache_write_1h_tokens,
+            0 if answer is None else answer.cache_write_tokens,
             0 if answer is None else answer.cache_read_tokens,
             metadata.estimated_cost,
             metadata.saved_cost,
@@ -173,9 +181,18 @@ class Execution:
             self._workflow,
             self._position,
             self.run,
+            metadata.prompt_cache_saved,
         )
 
-    def record_beside(self, answer: Answer, ended: float, *, latency: float, cost: Optional[float]) -> ExecutionRecord:
+    def record_beside(
+        self,
+        answer: Answer,
+        ended: float,
+        *,
+        latency: float,
+        cost: Optional[float],
+        prompt_cache_saved: Optional[float],
+    ) -> ExecutionRecord:
         """Return what is recorded of an answer to this execution's call that is not in its result.
 
         :param latency: seconds that the call took.
@@ -189,7 +206,7 @@ class Execution:
             None,
             answer.input_tokens,
             answer.output_tokens,
-            answer.cache_write_5m_tokens + answer.cache_write_1h_tokens,
+            answer.cache_write_tokens,
             answer.cache_read_tokens,
             cost,
             0.0,
@@ -197,6 +214,7 @@ class Execution:
             workflow=self._workflow,
             position=self._position,
             run=self.run,
+            prompt_cache_saved=prompt_cache_saved,
         )
 
     def _metadata_without_answer(self) -> ExecutionMetadata:

@@ -22,7 +22,7 @@ _FORMAT = Format(
     what="the record of executions",
     remedy="move it away, or name another file in tracking.path of claude.json",
     application_id=0x63665478,
-    version=1,
+    version=2,
     schema=(
         """CREATE TABLE executions (
             id INTEGER PRIMARY KEY,
@@ -46,6 +46,7 @@ _FORMAT = Format(
             workflow TEXT,
             position INTEGER,
             run TEXT,
+            prompt_cache_saved REAL,
             imported BLOB
         )""",
         "CREATE INDEX executions_by_end ON executions (ended)",

@@ -22,18 +22,22 @@ class Ledger:
         self._lock = threading.Lock()
         self._tasks = self._failures = self._calls = self._hits = 0
         self._input_tokens = self._output_tokens = self._unknown_cost = 0
-        self._usd_spent = self._usd_saved = 0.0
+        self._cache_write_tokens = self._cache_read_tokens = 0
+        self._usd_spent = self._usd_saved = self._usd_saved_by_prompt_cache = 0.0
 
     def attempt(self) -> None:
         """Count a request to the API."""
         with self._lock:
             self._calls += 1
 
-    def paid(self, answer: Answer, cost: Optional[float]) -> None:
+    def paid(self, answer: Answer, cost: Optional[float], prompt_cache_saved: Optional[float]) -> None:
         """Count an answer of the API."""
         with self._lock:
             self._input_tokens += answer.prompt_tokens
             self._output_tokens += answer.output_tokens
+            self._cache_write_tokens += answer.cache_write_tokens
+            self._cache_read_tokens += answer.cache_read_tokens
+            self._usd_saved_by_prompt_cache += prompt_cache_saved or 0.0
             if cost is None:
                 self._unknown_cost += 1
             else:
@@ -72,7 +76,10 @@ class Ledger:
                 hits=self._hits,
                 input_tokens=self._input_tokens,
                 output_tokens=self._output_tokens,
+                cache_write_tokens=self._cache_write_tokens,
+                cache_read_tokens=self._cache_read_tokens,
                 usd_spent=self._usd_spent,
                 usd_saved=self._usd_saved,
+                usd_saved_by_prompt_cache=self._usd_saved_by_prompt_cache,
                 unknown_cost=self._unknown_cost,
             )

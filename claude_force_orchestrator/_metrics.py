@@ -73,7 +73,9 @@ class Figures:
     :param cache_write_tokens: likewise, prompt tokens written to the API's prompt cache.
     :param cache_read_tokens: likewise, prompt tokens read from it.
     :param spent: USD, over the answers whose price is known.
-    :param saved: USD, likewise.
+    :param saved: USD, likewise, by the cache.
+    :param prompt_cache_saved: USD, likewise, by the API's own prompt cache; below 0.0 if more was written there than
+        read.
     :param unknown_spent: paid answers whose price is not known.
     :param unknown_saved: saved answers whose price is not known.
     :param hit_seconds: the median time of a hit, in seconds.
@@ -95,6 +97,7 @@ class Figures:
     cache_read_tokens: int = 0
     spent: float = 0.0
     saved: float = 0.0
+    prompt_cache_saved: float = 0.0
     unknown_spent: int = 0
     unknown_saved: int = 0
     hit_seconds: Optional[float] = None
@@ -130,6 +133,7 @@ _SUMS = {
     },
     "spent": "coalesce(sum(cost), 0.0)",
     "saved": "coalesce(sum(saved), 0.0)",
+    "prompt_cache_saved": "coalesce(sum(prompt_cache_saved), 0.0)",
     "unknown_spent": "sum(cost IS NULL)",
     "unknown_saved": "sum(saved IS NULL)",
 }

@@ -145,6 +145,7 @@ def _parse(line: Optional[bytes], prices: PriceList) -> ExecutionRecord:
         written,
         cost=cost,
         saved=saved,
+        prompt_cache_saved=0.0,
         workflow=_text(table, "workflow_name"),
         position=_count(table, "workflow_position"),
     )

@@ -34,6 +34,7 @@ from typing_extensions import Unpack
 from claude_force_cache import Cache, CacheEntry, ConfigurationError
 
 from ._answer import Answer, read_answer
+from ._budget import Budget, worst_case
 from ._cache_failures import CacheFailures
 from ._calls import Caller
 from ._client import Clients, make_client
@@ -58,6 +59,7 @@ from ._memory import Memory, Recalled
 from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
+from ._prompt_caching import PromptCaching
 from ._recorder import Recorder
 from ._request import Request, blind
 from ._result import AgentResult, Totals
@@ -115,6 +117,11 @@ class AsyncAgentOrchestrator:
         file that claude.json names, else on ``metrics/executions.db`` beside it.
     :param on_suspicion: what to do about tasks and context that look like an attempt to give other orders:
         ``report`` it in the result's metadata, the default, or ``refuse`` to send them. They are never changed.
+    :param max_usd: how many USD all calls together may cost, or a :class:`Budget` that several orchestrators share. A
+        call is sent only if what it can cost at most is left. Cached answers are free, and are never refused.
+    :param prompt_caching: whether long definitions that are sent again and again are marked for the API's own prompt
+        cache, where that makes them cheaper; by default what claude.json says (``performance.prompt_caching``), else
+        True.
     :param base_url: where the Messages API is; by default ``ANTHROPIC_BASE_URL``, then Anthropic's.
     :param clock: the time in seconds since 1970, for tests.
     :raises ProjectError: if claude.json cannot be used.
@@ -140,6 +147,8 @@ class AsyncAgentOrchestrator:
         cache: CacheArgument = None,
         tracker: Optional[Tracker] = None,
         on_suspicion: SuspicionPolicy = "report",
+        max_usd: Union[float, Budget, None] = None,
+        prompt_caching: Optional[bool] = None,
         base_url: Optional[str] = None,
         clock: Optional[Callable[[], float]] = None,
     ) -> None:
@@ -159,6 +168,8 @@ class AsyncAgentOrchestrator:
             enable_memory=enable_memory,
             cache=cache,
             on_suspicion=on_suspicion,
+            max_usd=max_usd,
+            prompt_caching=prompt_caching,
         )
         settings = self.settings
         self.project = settings.project
@@ -178,6 +189,9 @@ class AsyncAgentOrchestrator:
             timeout=settings.timeout_seconds,
             max_retries=settings.max_retries,
             on_attempt=self._ledger.attempt,
+            budget=settings.budget,
+            most=self._most,
+            prompt_caching=PromptCaching(self._prices, enabled=settings.prompt_caching, clock=self._clock),
             clock=self._clock,
         )
         self._recorder = Recorder.of(settings.tracking, tracker)
@@ -197,6 +211,11 @@ class AsyncAgentOrchestrator:
     def cache(self) -> Optional[Cache[Answer]]:
         """The cache in use, or None if it is switched off or the orchestrator is closed."""
         return self._cache
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent, what is spent of it, and what calls under way may cost at most."""
+        return self.settings.budget
 
     @property
     def totals(self) -> Totals:
@@ -484,16 +503,19 @@ class AsyncAgentOrchestrator:
                 self._events.emit("suspicion", agent_name=execution.agent_name, suspicions=suspicions, refused=True)
                 raise SuspiciousTaskError(suspicions)
             reply = await self._caller.call(request)
-            answer = read_answer(
-                reply.body,
-                content_type=reply.content_type,
-                request_id=reply.headers.get("request-id"),
-                api_version=reply.sent.get("anthropic-version"),
-                agent_name=request.template.agent_name,
-                created=self._clock(),
-                parts=await blind(request.parts, cache),
-                suspicions=suspicions,
-            )
+            with reply.reservation:
+                answer = read_answer(
+                    reply.body,
+                    content_type=reply.content_type,
+                    request_id=reply.headers.get("request-id"),
+                    api_version=reply.sent.get("anthropic-version"),
+                    agent_name=request.template.agent_name,
+                    created=self._clock(),
+                    parts=await blind(request.parts, cache),
+                    suspicions=suspicions,
+                )
+                cost = self._prices.cost(answer)
+                reply.reservation.settle(cost)
         except OrchestratorError:
             raise
         except Exception as defect:
@@ -501,8 +523,16 @@ class AsyncAgentOrchestrator:
         finally:
             self._calls.discard(ended)
             ended.set_result(None)
-        self._ledger.paid(answer, self._prices.cost(answer))
+        self._ledger.paid(answer, cost, self._prices.prompt_cache_saved(answer))
         return answer
+
+    def _most(self, request: Request) -> float:
+        """Return what a request can cost at most in USD, as far as somebody wants to know.
+
+        :raises BudgetError: if that is not known.
+        """
+        bounded = self.budget.max_usd is not None
+        return worst_case(request, self._prices, at=self._clock()) if bounded else 0.0
 
     async def _finish(self, execution: Execution, answer: Answer, entry: Optional[CacheEntry[Answer]]) -> AgentResult:
         """Return the result for an answer, out of the cache if there is an entry, and count it.
@@ -520,11 +550,11 @@ class AsyncAgentOrchestrator:
             if refused:
                 raise SuspiciousTaskError(suspicions)
         cost = self._prices.cost(answer)
+        saved = self._prices.prompt_cache_saved(answer)
+        result = execution.succeed(answer, entry, cost=cost, prompt_cache_saved=saved)
         if entry is None:
-            result = execution.succeed(answer, cached=False, age=None, stale=False, cost=cost)
             self._ledger.answered(success=result.success)
         else:
-            result = execution.succeed(answer, cached=True, age=entry.age, stale=entry.stale, cost=cost)
             self._ledger.saved(cost, success=result.success)
         return result
 
@@ -549,7 +579,13 @@ class AsyncAgentOrchestrator:
 
     def _record_beside(self, execution: Execution, answer: Answer, latency: float) -> None:
         """Record what was paid for an answer that is in no result of this execution."""
-        record = execution.record_beside(answer, self._clock(), latency=latency, cost=self._prices.cost(answer))
+        record = execution.record_beside(
+            answer,
+            self._clock(),
+            latency=latency,
+            cost=self._prices.cost(answer),
+            prompt_cache_saved=self._prices.prompt_cache_saved(answer),
+        )
         self._recorder.record(record)
 
     async def invalidate(

@@ -24,7 +24,7 @@ _DATED = re.compile(r"(.+)-\d{8}\Z")
 _RATES = ("input", "output", "cache_write_5m", "cache_write_1h", "cache_read")
 _MOST_USD = 1_000_000.0
 _MOST_TOKENS = 10**9
-_LEAST_CACHEABLE = 4096
+_LEAST_CACHEABLE = 512
 _BATCH_FACTOR = 0.5
 
 
@@ -190,7 +190,7 @@ class PriceList:
         ) / 1_000_000
         return usd * self.batch_factor if batch else usd
 
-    def prompt_caching_saved(self, answer: Answer, *, batch: bool = False) -> Optional[float]:
+    def prompt_cache_saved(self, answer: Answer, *, batch: bool = False) -> Optional[float]:
         """Return by how many USD the API's prompt cache made ``answer`` cheaper, or None if that is not known.
 
         Below zero for an answer that only wrote to it.
@@ -231,7 +231,10 @@ class PriceList:
         return usd * self.batch_factor if batch else usd
 
     def least_cacheable(self, model: str) -> int:
-        """Return the shortest prefix in tokens that the API's prompt cache takes; 4096 for a model not listed."""
+        """Return the shortest prefix in tokens that the API's prompt cache takes.
+
+        For a model that is not listed, the shortest of any: to try costs nothing.
+        """
         return _of_family(self._least_cacheable, model) or _LEAST_CACHEABLE
 
     def _bands(self, model: str, at: float) -> Tuple[Price, ...]:

@@ -68,6 +68,7 @@ class Project:
     :ivar agents: the agents by name, in the file's order.
     :ivar cache: the section ``cache``, or an empty mapping.
     :ivar memory: the section ``memory``, or an empty mapping.
+    :ivar performance: the section ``performance``, or an empty mapping. Of its keys only ``prompt_caching`` is used.
     :ivar prices: the section ``prices`` as it stands in the file, or None; see :meth:`PriceList.of_project`.
     :ivar tracking: the section ``tracking``, or an empty mapping.
     :ivar workflows: the definitions of workflows by name, as they stand in the file; see :class:`Workflow`.
@@ -80,6 +81,7 @@ class Project:
         cache: Mapping[str, Any],
         *,
         memory: Mapping[str, Any] = MappingProxyType({}),
+        performance: Mapping[str, Any] = MappingProxyType({}),
         prices: Any = None,
         tracking: Mapping[str, Any] = MappingProxyType({}),
         workflows: Mapping[str, Any] = MappingProxyType({}),
@@ -91,6 +93,7 @@ class Project:
         self.agents = MappingProxyType(dict(agents))
         self.cache = MappingProxyType(dict(cache))
         self.memory = MappingProxyType(dict(memory))
+        self.performance = MappingProxyType(dict(performance))
         self.prices = prices
         self.tracking = MappingProxyType(dict(tracking))
         self.workflows = MappingProxyType(dict(workflows))
@@ -109,7 +112,7 @@ class Project:
         if not isinstance(listed, dict):
             raise ProjectError(f"{path}: 'agents' must be an object of agents by name, not {kind_of(listed)}")
         sections: Dict[str, Dict[str, Any]] = {}
-        for name in ("cache", "memory", "tracking", "workflows"):
+        for name in ("cache", "memory", "performance", "tracking", "workflows"):
             section = table.get(name)
             if section is not None and not isinstance(section, dict):
                 raise ProjectError(f"{path}: {name!r} must be an object, not {kind_of(section)}")

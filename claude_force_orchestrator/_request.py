@@ -200,6 +200,15 @@ class Request(NamedTuple):
         return [{"role": "user", "content": content}]
 
     @property
+    def most_prompt_tokens(self) -> int:
+        """A bound of the prompt's length: its bytes, since no token stands for less than one.
+
+        What JSON adds to the texts is more than the API adds to the tokens.
+        """
+        body = {**self.template.fixed(fenced=bool(self.context)), "messages": self.messages}
+        return len(json.dumps(body))
+
+    @property
     def key(self) -> Tuple[KeyPart, ...]:
         """The key of the answer."""
         template = self.template
@@ -217,11 +226,17 @@ class Request(NamedTuple):
         body["context"] = [[item.kind, item.source, item.text] for item in self.context]
         return describe(template.url, template.headers, body)
 
-    def arguments(self) -> Dict[str, Any]:
+    def arguments(self, *, mark: bool = False) -> Dict[str, Any]:
         """Return the arguments of ``messages.create``.
 
         A sampling parameter travels in ``extra_body``: SDKs from 1.0 on no longer have arguments for them.
+
+        :param mark: whether the API is asked to remember the definition in its own prompt cache. That changes the
+            price, not the answer, so the key does not know of it.
         """
         fixed = self.template.fixed(fenced=bool(self.context))
+        if mark:
+            # The last block of the definition: what follows depends on whether there is context.
+            fixed["system"][len(self.template.definition.blocks) - 1]["cache_control"] = {"type": "ephemeral"}
         extra = {name: fixed.pop(name) for name in ("temperature",) if name in fixed}
         return {**fixed, "messages": self.messages, **({"extra_body": extra} if extra else {})}

@@ -35,6 +35,8 @@ class ExecutionMetadata(Mapping[str, Any]):
     :param suspicions: what the task and its context look like besides a task, such as ``task:role-spoofing``; see
         :data:`SUSPICIONS`. Empty if nothing was found, or nothing was looked for because nothing was sent.
     :param memory_sessions: how many earlier sessions of the agent went with the task.
+    :param prompt_cache_saved: by how many USD the API's own prompt cache made this execution cheaper, below 0.0 if it
+        only wrote there; 0.0 if it was cached or never answered, None if the model's price is unknown.
     """
 
     model: str
@@ -54,6 +56,7 @@ class ExecutionMetadata(Mapping[str, Any]):
     stale: bool = False
     suspicions: Tuple[str, ...] = ()
     memory_sessions: int = 0
+    prompt_cache_saved: Optional[float] = 0.0
 
     def __getitem__(self, name: str) -> Any:
         # Fields live in the instance's dictionary, so anything else is a KeyError, as it should be.
@@ -94,10 +97,14 @@ class Totals:
     :param failures: executions without an answer.
     :param calls: requests sent to the API, retries included.
     :param hits: executions answered without an API call of their own.
-    :param input_tokens: prompt tokens of the answers that were paid for.
+    :param input_tokens: prompt tokens of the answers that were paid for, those of the API's own prompt cache included.
     :param output_tokens: answer tokens of the same.
+    :param cache_write_tokens: prompt tokens of the same that were written to the API's prompt cache.
+    :param cache_read_tokens: prompt tokens of the same that were read from it.
     :param usd_spent: USD, over the answers whose price is known.
     :param usd_saved: USD, likewise, by the cache.
+    :param usd_saved_by_prompt_cache: USD, likewise, by the API's own prompt cache; below 0.0 if more was written there
+        than read.
     :param unknown_cost: paid or saved answers of models without a known price.
     """
 
@@ -107,6 +114,9 @@ class Totals:
     hits: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_read_tokens: int = 0
     usd_spent: float = 0.0
     usd_saved: float = 0.0
+    usd_saved_by_prompt_cache: float = 0.0
     unknown_cost: int = 0

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from claude_force_cache import Cache, open_cache
 
 from ._answer import Answer, AnswerCodec, check_codec
+from ._budget import Budget
 from ._cache_section import choose_limit, choose_source, own_options, read_cache_section
 from ._errors import ConfigError
 from ._freshness import Freshness
@@ -82,6 +83,8 @@ class Settings:
     :param freshness: how old answers may be, where neither a call nor its agent says so.
     :param exclude_agents: agents whose answers are neither looked up nor stored.
     :param on_suspicion: what to do about suspicious text.
+    :param budget: what may be spent.
+    :param prompt_caching: whether definitions are marked for the API's own prompt cache where that pays.
     :param origins: where each setting came from.
     """
 
@@ -102,6 +105,8 @@ class Settings:
     freshness: Freshness
     exclude_agents: FrozenSet[str]
     on_suspicion: SuspicionPolicy
+    budget: Budget
+    prompt_caching: bool
     origins: Mapping[str, str] = field(repr=False)
 
     @classmethod
@@ -123,6 +128,8 @@ class Settings:
         enable_memory: Optional[bool] = None,
         cache: CacheArgument = None,
         on_suspicion: SuspicionPolicy = "report",
+        max_usd: Union[float, Budget, None] = None,
+        prompt_caching: Optional[bool] = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """Return the settings that are in force. Reads claude.json, blocking; opens nothing.
@@ -142,6 +149,7 @@ class Settings:
             ("deadline_seconds", deadline_seconds, None),
             ("raise_errors", raise_errors, False),
             ("on_suspicion", on_suspicion, "report"),
+            ("max_usd", max_usd, None),
         ):
             origins[name] = "default" if value == default else "argument"
         key, origins["api_key"] = _first(
@@ -161,7 +169,11 @@ class Settings:
         track, origins["enable_tracking"] = _first(
             (enable_tracking, "argument"), (project.tracking.get("enabled"), "claude.json"), (True, "default")
         )
+        mark, origins["prompt_caching"] = _first(
+            (prompt_caching, "argument"), (project.performance.get("prompt_caching"), "claude.json"), (True, "default")
+        )
         for name, value in (
+            ("prompt_caching", mark),
             ("enable_tracking", track),
             ("enable_memory", remember),
             ("enable_cache", enabled),
@@ -219,6 +231,8 @@ class Settings:
             freshness=freshness,
             exclude_agents=excluded,
             on_suspicion=on_suspicion,
+            budget=max_usd if isinstance(max_usd, Budget) else Budget(max_usd),
+            prompt_caching=mark,
             origins=origins,
         )
 
@@ -265,6 +279,8 @@ class Settings:
             "variants": self.freshness.variants or 1,
             "exclude_agents": sorted(self.exclude_agents),
             "on_suspicion": self.on_suspicion,
+            "max_usd": self.budget.max_usd,
+            "prompt_caching": self.prompt_caching,
         }
         return tuple(Setting(name, value, self.origins[name]) for name, value in values.items())
 

@@ -59,6 +59,8 @@ class ExecutionRecord(NamedTuple):
     :param workflow: the name of its workflow.
     :param position: its number in the workflow.
     :param run: what all executions of one run of a workflow have in common.
+    :param prompt_cache_saved: by how many USD the API's own prompt cache made its answer cheaper, below 0.0 if it only
+        wrote there; 0.0 if it has no answer or is a hit, None if the model's price is not known.
     """
 
     ended: float
@@ -81,6 +83,7 @@ class ExecutionRecord(NamedTuple):
     workflow: Optional[str] = None
     position: Optional[int] = None
     run: Optional[str] = None
+    prompt_cache_saved: Optional[float] = None
 
 
 @runtime_checkable

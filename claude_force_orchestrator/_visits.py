@@ -100,7 +100,7 @@ class Visit:
             self._record_beside()
         else:
             self._counted = True
-            self._record(outcome, answer, cost=cost)
+            self._record_paid(outcome, answer, cost)
 
     async def settle(self) -> None:
         """Wait until what was recorded has been written, if there is too much of it."""
@@ -111,7 +111,11 @@ class Visit:
     def _record_beside(self) -> None:
         if self._paid is not None and not self._counted:
             self._counted = True
-            self._record("background", self._paid, cost=self._book.prices.cost(self._paid))
+            self._record_paid("background", self._paid, self._book.prices.cost(self._paid))
+
+    def _record_paid(self, outcome: Outcome, answer: Optional[Answer], cost: Optional[float]) -> None:
+        saved = None if answer is None else self._book.prices.prompt_cache_saved(answer)
+        self._record(outcome, answer, cost=cost, prompt_cache_saved=saved)
 
     def _record(
         self,
@@ -120,6 +124,7 @@ class Visit:
         *,
         cost: Optional[float] = 0.0,
         saved: Optional[float] = 0.0,
+        prompt_cache_saved: Optional[float] = 0.0,
         error: Optional[str] = None,
         entry: Optional[CacheEntry[Answer]] = None,
     ) -> None:
@@ -135,13 +140,14 @@ class Visit:
             saved=saved,
             backend=None if question.mode == "no-store" else self._book.backend,
             streamed=question.streamed and outcome != "background",
+            prompt_cache_saved=prompt_cache_saved,
         )
         if answer is not None:
             record = record._replace(
                 model=answer.model,
                 input_tokens=answer.input_tokens,
                 output_tokens=answer.output_tokens,
-                cache_write_tokens=answer.cache_write_5m_tokens + answer.cache_write_1h_tokens,
+                cache_write_tokens=answer.cache_write_tokens,
                 cache_read_tokens=answer.cache_read_tokens,
             )
         if entry is not None:

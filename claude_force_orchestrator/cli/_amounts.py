@@ -21,12 +21,13 @@ def money_text(amount: float, unknown: int = 0) -> str:
 
     :param unknown: how many answers of unknown price it does not contain.
     """
-    if 0 < amount < 0.01:
+    size = abs(amount)
+    if 0 < size < 0.01:
         # Two digits that say something, however many zeros stand before them.
-        text = f"{amount:.{1 - math.floor(math.log10(amount))}f}".rstrip("0")
+        text = f"{size:.{1 - math.floor(math.log10(size))}f}".rstrip("0")
     else:
-        text = f"{amount:,.{0 if amount == 0 or amount >= 1000 else 2}f}"
-    return f"${text}" + (f" + {unknown:,} unknown" if unknown else "")
+        text = f"{size:,.{0 if size == 0 or size >= 1000 else 2}f}"
+    return f"{'-' if amount < 0 else ''}${text}" + (f" + {unknown:,} unknown" if unknown else "")
 
 
 def time_text(seconds: Optional[float]) -> str:

@@ -11,8 +11,8 @@ import typer
 from typing_extensions import Annotated
 
 from ._console import note, print_json, print_table, progress, quiet_log, size_text
-from ._failure import FAILED, CommandError, report
-from ._options import JSONOption
+from ._failure import FAILED, OVER_BUDGET, CommandError, report
+from ._options import JSONOption, MaxUSDOption
 
 if TYPE_CHECKING:
     from ..demo._passes import PassReport, Store
@@ -40,12 +40,15 @@ def demo(
         int,
         typer.Option("--tasks", min=1, max=_MOST_TASKS, help="Different tasks; one in five is asked a second time."),
     ] = 60,
+    max_usd: MaxUSDOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Let six agents review modules of Python's standard library, twice, and count what the cache saves.
 
     Answers come from a local stand-in for Claude, unless ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL is set.
     """
+    from .._budget import Budget
+    from .._errors import BudgetError
     from .._project import Project
     from ..demo._passes import Demonstration
     from ..demo._project import example_config
@@ -53,7 +56,7 @@ def demo(
     from ..demo._tasks import make_batch, standard_modules
     from ._loop import run_command
 
-    config = example_config()
+    config, budget = example_config(), Budget(max_usd)
     agents = sorted(Project.load(config).agents)
     try:
         batch = make_batch(agents, standard_modules(), tasks)
@@ -81,6 +84,8 @@ def demo(
             else:
                 demonstration.arguments = {"timeout_seconds": _REAL_TIMEOUT_SECONDS}
                 note(_warning(batch))
+            # One for both passes.
+            demonstration.arguments = {**demonstration.arguments, "max_usd": budget}
             import anthropic  # noqa: F401 - it takes a second, which is not the first pass's doing
 
             bar = stack.enter_context(progress())
@@ -94,7 +99,7 @@ def demo(
         _show(reports, url, stand_in=stand_in)
     if failed:
         report(f"{len(failed)} tasks failed, the first one: {'; '.join(failed[0].errors)}")
-        raise typer.Exit(FAILED)
+        raise typer.Exit(OVER_BUDGET if any(isinstance(one.error, BudgetError) for one in failed) else FAILED)
 
 
 def _store(stack: ExitStack, cache: Optional[str]) -> "Store":

@@ -9,6 +9,7 @@ __all__ = [
     "BROKEN_PIPE",
     "FAILED",
     "INTERRUPTED",
+    "OVER_BUDGET",
     "USAGE",
     "CommandError",
     "discard_stdout",
@@ -19,6 +20,7 @@ __all__ = [
 
 FAILED = 1
 USAGE = 2
+OVER_BUDGET = 3
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 

@@ -85,7 +85,8 @@ def summary(
         ("cancelled", f"{total.cancelled:,}"),
         ("answers paid for in the background", f"{total.background:,}"),
         ("spent", money_text(total.spent, total.unknown_spent)),
-        ("saved", money_text(total.saved, total.unknown_saved)),
+        ("saved by the cache", money_text(total.saved, total.unknown_saved)),
+        ("saved by prompt caching", money_text(total.prompt_cache_saved)),
         ("tokens paid for: input", f"{total.input_tokens:,}"),
         ("tokens paid for: output", f"{total.output_tokens:,}"),
         ("tokens paid for: prompt cache, written", f"{total.cache_write_tokens:,}"),
@@ -137,7 +138,7 @@ def costs(
     elif not groups:
         _note_nothing(chosen)
     else:
-        columns = ("input", "output", "cache written", "cache read", "spent", "saved")
+        columns = ("input", "output", "prompt cache written", "read", "spent", "saved", "by prompt caching")
         rows = [
             (
                 key or "all",
@@ -147,6 +148,7 @@ def costs(
                 f"{group.cache_read_tokens:,}",
                 money_text(group.spent, group.unknown_spent),
                 money_text(group.saved, group.unknown_saved),
+                money_text(group.prompt_cache_saved),
             )
             for key, group in [*groups, *(total if len(groups) > 1 else ())]
         ]

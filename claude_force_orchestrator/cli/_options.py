@@ -18,6 +18,7 @@ __all__ = [
     "MaxAgeOption",
     "MaxConcurrentOption",
     "MaxTokensOption",
+    "MaxUSDOption",
     "MemoryOption",
     "ModelOption",
     "NoCacheOption",
@@ -57,6 +58,14 @@ ModelOption = Annotated[
     typer.Option("--model", metavar="ID", help="The model to ask, instead of the agent's or the default."),
 ]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer to pay for, in tokens.")]
+MaxUSDOption = Annotated[
+    Optional[float],
+    typer.Option(
+        "--max-usd",
+        metavar="USD",
+        help="What all calls together may cost. One that might exceed it is not sent; then the exit code is 3.",
+    ),
+]
 MaxConcurrentOption = Annotated[int, typer.Option("--max-concurrent", min=1, help="API calls under way at a time.")]
 TemperatureOption = Annotated[
     Optional[float], typer.Option("--temperature", min=0.0, max=1.0, help="Sent only if it is given.")

@@ -19,7 +19,17 @@ MOST_PERIODS = 2_000
 _DAY = 86_400.0
 _PATTERNS = {"hour": "%d %b %H:%M", "day": "%d %b", "week": "%d %b %Y"}
 _WHOLE = {"hour": "%Y-%m-%d %H:%M", "day": "%Y-%m-%d", "week": "%Y-%m-%d"}
-_COLUMNS = ("Executions", "Hits", "Hit rate", "Failures", "Spent", "Saved", "Hit time", "Call time")
+_COLUMNS = (
+    "Executions",
+    "Hits",
+    "Hit rate",
+    "Failures",
+    "Spent",
+    "Saved",
+    "Prompt caching",
+    "Hit time",
+    "Call time",
+)
 
 
 class ReportData(NamedTuple):
@@ -96,7 +106,8 @@ def write_report(data: ReportData) -> str:
 </main>
 <footer><p>Made by claude-force on {when_text(data.made)} UTC. Times are medians; a call is an execution that the API
 answered. What is spent includes answers paid for in the background. Answers of unknown price are counted, not
-guessed.</p></footer>
+guessed. Prompt caching is the API's own. What it saved is taken off what is spent already; below zero, more was written
+there than read.</p></footer>
 </body>
 </html>
 """
@@ -111,7 +122,7 @@ def _tiles(total: Figures) -> str:
         ),
         ("Hit rate", percent_text(total.hit_rate), f"hits:\u00a0{total.hits:,}, misses:\u00a0{total.misses:,}"),
         ("Spent", money_text(total.spent), _unknown(total.unknown_spent)),
-        ("Saved", money_text(total.saved), _unknown(total.unknown_saved)),
+        ("Saved", money_text(total.saved), _unknown(total.unknown_saved) + _by_prompt_caching(total)),
         ("Time of a hit", time_text(total.hit_seconds), _late(total.hit_seconds_p95)),
         ("Time of a call", time_text(total.call_seconds), _late(total.call_seconds_p95)),
     ]
@@ -122,6 +133,14 @@ def _tiles(total: Figures) -> str:
 
 def _unknown(count: int) -> str:
     return f"and {count:,} of unknown price" if count else "all prices known"
+
+
+def _by_prompt_caching(total: Figures) -> str:
+    return (
+        f"; prompt caching:\u00a0{money_text(total.prompt_cache_saved)}\u00a0besides"
+        if total.prompt_cache_saved
+        else ""
+    )
 
 
 def _late(seconds: Optional[float]) -> str:
@@ -144,13 +163,16 @@ def _charts(data: ReportData) -> str:
         Series("spent", "misses", [group.spent for group in found]),
         Series("saved", "hits", [group.saved for group in found]),
     ]
+    if total.prompt_cache_saved:
+        money.append(Series("saved by prompt caching", "bypasses", [group.prompt_cache_saved for group in found]))
     latency = [
         Series("call", "misses", [group.call_seconds for group in found]),
         Series("hit", "hits", [group.hit_seconds for group in found]),
     ]
     counted = f"Executions {each}: {total.executions:,} in all, {total.hits:,} of them hits."
     rated = f"The share of hits in what was looked up {each}: {percent_text(total.hit_rate)} in all."
-    paid = f"USD {each}: {money_text(total.spent)} spent and {money_text(total.saved)} saved in all."
+    paid = f"USD {each}: {money_text(total.spent)} spent and {money_text(total.saved)} saved in all"
+    paid += f"{_by_prompt_caching(total)}."
     timed = (
         f"The median time {each}, on a logarithmic scale: {time_text(total.hit_seconds)} for a hit and "
         f"{time_text(total.call_seconds)} for a call in all."
@@ -189,6 +211,7 @@ def _cells(group: Figures) -> Sequence[str]:
         f"{group.failures:,}",
         money_text(group.spent, group.unknown_spent),
         money_text(group.saved, group.unknown_saved),
+        money_text(group.prompt_cache_saved),
         time_text(group.hit_seconds),
         time_text(group.call_seconds),
     )

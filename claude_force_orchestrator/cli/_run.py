@@ -17,6 +17,7 @@ from ._options import (
     JSONOption,
     MaxAgeOption,
     MaxTokensOption,
+    MaxUSDOption,
     MemoryOption,
     ModelOption,
     NoCacheOption,
@@ -63,6 +64,7 @@ def run_agent(
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
+    max_usd: MaxUSDOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Ask one agent, and print its answer."""
@@ -71,7 +73,13 @@ def run_agent(
 
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
     orchestrator = make_orchestrator(
-        config, timeout=timeout, deadline_seconds=deadline, enable_memory=memory, cache=cache, on_suspicion=on_suspicion
+        config,
+        timeout=timeout,
+        deadline_seconds=deadline,
+        enable_memory=memory,
+        cache=cache,
+        on_suspicion=on_suspicion,
+        max_usd=max_usd,
     )
     result = run_command(
         _ask(

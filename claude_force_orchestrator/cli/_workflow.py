@@ -17,6 +17,7 @@ from ._options import (
     MaxAgeOption,
     MaxConcurrentOption,
     MaxTokensOption,
+    MaxUSDOption,
     MemoryOption,
     ModelOption,
     NoCacheOption,
@@ -128,6 +129,7 @@ def run_workflow(
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
+    max_usd: MaxUSDOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Run a workflow, and print the answer of its last step.
@@ -150,6 +152,7 @@ def run_workflow(
         cache=cache,
         max_concurrent=max_concurrent,
         on_suspicion=on_suspicion,
+        max_usd=max_usd,
     )
     workflow = Workflow.of_project(orchestrator.project, name)
     for step in workflow.steps:

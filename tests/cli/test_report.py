@@ -95,6 +95,17 @@ def test_the_page_shows_what_was_recorded(page: Any, record: Any) -> None:
     assert shown.named("html") == [{"lang": "en"}]
 
 
+def test_the_page_shows_what_prompt_caching_saved_if_there_was_any(page: Any, record: Any) -> None:
+    record(5, cost=1.5, prompt_cache_saved=0.0)
+    assert "prompt caching:" not in page().text
+    record(4, cost=1.0, prompt_cache_saved=-0.25)
+    record(1, cost=0.5, prompt_cache_saved=3.0)
+    shown = page()
+    assert "prompt caching:\u00a0$2.75\u00a0besides" in shown.text
+    assert "saved by prompt caching: -$0.25" in shown.text
+    assert len(shown.named("svg")) == 4
+
+
 def test_the_page_needs_nothing_besides_itself(page: Any, record: Any) -> None:
     record()
     shown = page()

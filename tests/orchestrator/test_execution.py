@@ -98,6 +98,7 @@ def test_metadata_says_what_a_call_and_a_hit_took(run: Any, api: Any) -> None:
             "stale": False,
             "suspicions": (),
             "memory_sessions": 0,
+            "prompt_cache_saved": 0.0,
         }
         assert first.metadata.execution_time_ms > 0
         expected = dict(

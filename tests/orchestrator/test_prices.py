@@ -111,15 +111,15 @@ def test_the_list_says_where_it_is_from() -> None:
 def test_an_answer_of_a_batch_costs_half(batch: bool) -> None:
     answer = _answer("claude-haiku-4-5", input_tokens=1_000_000, cache_read_tokens=1_000_000)
     assert PriceList.load().cost(answer, batch=batch) == pytest.approx(1.1 / (1 + batch))
-    assert PriceList.load().prompt_caching_saved(answer, batch=batch) == pytest.approx(0.9 / (1 + batch))
+    assert PriceList.load().prompt_cache_saved(answer, batch=batch) == pytest.approx(0.9 / (1 + batch))
 
 
 def test_what_the_prompt_cache_saved_is_the_difference_to_ordinary_tokens() -> None:
     prices = PriceList.load()
-    assert prices.prompt_caching_saved(_answer("claude-haiku-4-5", input_tokens=9)) == 0
+    assert prices.prompt_cache_saved(_answer("claude-haiku-4-5", input_tokens=9)) == 0
     written = _answer("claude-haiku-4-5", cache_write_5m_tokens=1_000_000)
-    assert prices.prompt_caching_saved(written) == pytest.approx(-0.25)
-    assert prices.prompt_caching_saved(_answer("gpt-4")) is None
+    assert prices.prompt_cache_saved(written) == pytest.approx(-0.25)
+    assert prices.prompt_cache_saved(_answer("gpt-4")) is None
 
 
 _tokens = st.integers(0, 300_000)

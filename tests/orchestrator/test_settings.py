@@ -41,6 +41,8 @@ def test_defaults_are_shown_with_their_origin(config: Path, monkeypatch: pytest.
         "variants": (1, "default"),
         "exclude_agents": ([], "default"),
         "on_suspicion": ("report", "default"),
+        "max_usd": (None, "default"),
+        "prompt_caching": (True, "default"),
     }
 
 

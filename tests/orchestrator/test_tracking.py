@@ -558,7 +558,7 @@ def test_the_columns_are_those_of_a_record(tmp_path: Path) -> None:
     tracker = SQLiteTracker(tmp_path / "executions.db")
     full: Tuple[Any, ...] = (
         *(1.8e9, "agent", "model", "hit", 0.25, "Error", 1, 2, 3, 4, 0.5, 0.75, "disk", 60.0, "ab", True, True),
-        *("flow", 2, "run"),
+        *("flow", 2, "run", -0.125),
     )
     tracker.record(ExecutionRecord(*full))
     tracker.close()
