@@ -32,6 +32,7 @@ from ._freshness import MOST_HOURS
 from ._http import ThreadedSend
 from ._labels import check_tags, model_tag, tenant_tag
 from ._options import CACHE_MODES
+from ._prices import PriceList
 from ._recorder import Recorder
 from ._relay import Broadcast, Relay
 from ._request import blind
@@ -65,6 +66,7 @@ class DropInOptions(TypedDict, total=False):
     mark_usage: bool
     max_recorded_bytes: int
     tracker: Optional[Tracker]
+    prices: Optional[PriceList]
 
 
 class _Refusal(NamedTuple):
@@ -142,6 +144,7 @@ class DropIn:
         mark_usage: bool = False,
         max_recorded_bytes: int = _MAX_RECORDED_BYTES,
         tracker: Optional[Tracker] = None,
+        prices: Optional[PriceList] = None,
     ) -> None:
         if isinstance(cache, BlockingCache):
             raise ConfigError("an asynchronous client takes the Cache itself, not a BlockingCache")
@@ -175,7 +178,7 @@ class DropIn:
         self._book: Optional[VisitBook] = None
         if tracker is not None:
             backend = cache.url.partition(":")[0]
-            self._book = VisitBook(Recorder(tracker), backend=backend, limit=max_recorded_bytes)
+            self._book = VisitBook(Recorder(tracker), backend=backend, prices=prices, limit=max_recorded_bytes)
 
     async def respond(self, question: Question, send: Send) -> Response:
         """Return the reply to a question, out of the cache or from the API.

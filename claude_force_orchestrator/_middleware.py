@@ -52,6 +52,7 @@ class CacheMiddleware(_Base):  # type: ignore[misc]  # older SDKs have no such c
     :param max_recorded_bytes: an answer above this is passed on, but not stored.
     :param tracker: who records each request, retries of the client included, which stays its owner's to close. By
         default nobody does.
+    :param prices: what the records go by, for prices of your own; by default what the package knows.
     :raises ConfigError: if the SDK is older than 0.108, or an option cannot be used.
     """
 

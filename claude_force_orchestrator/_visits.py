@@ -22,14 +22,15 @@ class VisitBook:
 
     :param recorder: who is told of them.
     :param backend: the scheme of the cache's URL.
+    :param prices: what tokens cost; by default as the package knows it.
     :param limit: up to how many bytes a body that passes by is kept, to see what it cost.
     """
 
-    def __init__(self, recorder: Recorder, *, backend: str, limit: int) -> None:
+    def __init__(self, recorder: Recorder, *, backend: str, prices: Optional[PriceList], limit: int) -> None:
         self.recorder = recorder
         self.backend = backend
         self.limit = limit
-        self.prices = PriceList.load()
+        self.prices = prices or PriceList.load()
 
 
 class Visit:

@@ -13,7 +13,15 @@ import anthropic
 import pytest
 
 from claude_force_cache import BlockingCache, open_cache
-from claude_force_orchestrator import AnswerCodec, CacheMiddleware, ConfigError, ExecutionRecord, SQLiteTracker, cached
+from claude_force_orchestrator import (
+    AnswerCodec,
+    CacheMiddleware,
+    ConfigError,
+    ExecutionRecord,
+    PriceList,
+    SQLiteTracker,
+    cached,
+)
 from claude_force_orchestrator._answer import read_answer
 from claude_force_orchestrator._exchange import Question, Response
 from claude_force_orchestrator._executions import Executions
@@ -327,6 +335,12 @@ def test_whoever_records_much_waits_until_it_is_written(run: Any, tracker: Liste
     assert tracker.flushed == 1
 
 
+def test_prices_of_ones_own_are_gone_by(run: Any, tracker: Listener) -> None:
+    rates = {"input": 1, "output": 2, "cache_write_5m": 0, "cache_write_1h": 0, "cache_read": 0}
+    run(_ask, prices=PriceList.parse({"models": {QUESTION["model"]: [rates]}}))
+    assert tracker.cost == pytest.approx((1000 * 1 + 200 * 2) / 1e6)
+
+
 def test_what_is_no_tracker_is_refused(run: Any) -> None:
     with pytest.raises(ConfigError, match="record and flush"):
         run(_ask, tracker=print)
@@ -335,7 +349,7 @@ def test_what_is_no_tracker_is_refused(run: Any) -> None:
 def _visit(tracker: Listener) -> Visit:
     question = Question.read("POST", "http://localhost/v1/messages", [], json.dumps(QUESTION).encode())
     assert question is not None
-    return Visit(VisitBook(Recorder(tracker), backend="memory", limit=1000), question)
+    return Visit(VisitBook(Recorder(tracker), backend="memory", prices=None, limit=1000), question)
 
 
 def test_an_answer_that_comes_in_after_its_own_request_has_had_it_is_not_recorded_again(

@@ -153,7 +153,7 @@ def test_the_most_of_a_call_is_known_only_if_all_prices_are_that_it_may_have() -
 
 def test_what_no_prompt_cache_takes_is_known_by_model_and_family() -> None:
     lengths = map(PriceList.load().least_cacheable, ("claude-opus-5", "claude-sonnet-4-5-20250929", "a-new-model"))
-    assert list(lengths) == [512, 1024, 4096]
+    assert list(lengths) == [512, 1024, 512]
 
 
 def test_a_project_adds_prices_and_overrides_them(edit: Any, config: Path) -> None:
