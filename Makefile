@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test conformance lint format reference types contracts bench fuzz oldest newest wheel-check plugin-check clean
+.PHONY: help install servers demo test conformance lint format reference types contracts bench budgets fuzz oldest newest wheel-check plugin-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ contracts: install ## which package may import which
 bench: servers ## measurements, beside other libraries, in an environment of their own (ARGS=)
 	@scripts/python-environment .venv-bench $(PYTHON) benchmarks/requirements.txt
 	@.venv-bench/bin/python -m benchmarks $(ARGS)
+
+budgets: install servers ## count the hot paths' instructions on every Python here, and write them as budgets
+	@scripts/budgets
 
 fuzz: install ## what reads entries, replies, URLs and files is given bytes that somebody made up (ARGS=)
 	@$(BIN)/python -m reliability.fuzz $(ARGS)

@@ -12,10 +12,10 @@ import time
 import traceback
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from . import cases, machine, report
-from .bench import CASES, SECRET, Bench, Case
+from .bench import ALL, CASES, SECRET, Bench, Case
 from .measuring import Section
 from .servers import PROGRAMS, Servers
 
@@ -25,18 +25,19 @@ _RESULTS = Path(__file__).with_name("results")
 def main() -> int:
     """Return 0, or 1 if a case failed. A target that is missed is a finding, not a failure."""
     arguments = _parse()
-    chosen = [CASES[name] for name in arguments.only or CASES]
+    chosen = [case for case in CASES.values() if case.name in (arguments.only or ALL)]
     _forget_the_environment()
     # Ends by an exception, so that the servers end too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     before, begun, start = machine.load(), datetime.now(timezone.utc), time.monotonic()
     sections: Dict[Case, Section] = {}
     with tempfile.TemporaryDirectory(prefix="claude-force-bench-") as folder:
-        bench = Bench(Path(folder), quick=arguments.quick, say=_say)
+        bench = Bench(Path(folder), arguments.out, quick=arguments.quick, say=_say)
         try:
-            failed = [case.name for case in chosen if not _run(case, bench, sections)]
+            reasons = [_run(case, bench, sections) for case in chosen]
         finally:
             bench.servers.close()
+    failed = [reason for reason in reasons if reason is not None]
     run: Dict[str, Any] = {
         "mode": "quick" if arguments.quick else "full",
         "begun": begun.strftime("%Y-%m-%d %H:%M UTC"),
@@ -46,7 +47,7 @@ def main() -> int:
         "failed": failed,
         "machine": machine.describe({PROGRAMS[kind]: Servers.program(kind) for kind in PROGRAMS}),
     }
-    written = report.write(arguments.out, run, sections)
+    written = report.write(arguments.out, "-".join(arguments.only or ["latest"]), run, sections)
     print(report.as_markdown(run, sections))
     _say(f"written: {', '.join(map(str, written))}")
     if failed:
@@ -56,20 +57,31 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute, with fewer rounds and smaller stores")
+    parser.add_argument("--quick", action="store_true", help="under 2 minutes, with fewer rounds and smaller stores")
     parser.add_argument("--only", action="append", choices=list(CASES), help="this case alone; may be repeated")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help="the folder for latest.json and latest.md")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help="the folder for tables and plots")
     return parser.parse_args()
 
 
-def _run(case: Case, bench: Bench, sections: Dict[Case, Section]) -> bool:
+def _run(case: Case, bench: Bench, sections: Dict[Case, Section]) -> Optional[str]:
+    """Return why the case failed, or None."""
     bench.say(f"{case.name} ...")
+    begun = time.monotonic()
     try:
-        sections[case] = asyncio.run(case.run(bench))
-    except Exception:  # noqa: BLE001 - one case that fails must not cost the figures of the others
+        sections[case] = asyncio.run(_bounded(case, bench))
+    except Exception as error:  # noqa: BLE001 - one case that fails must not cost the figures of the others
         traceback.print_exc()
-        return False
-    return True
+        return f"{case.name}: {type(error).__name__}: {error}"
+    finally:
+        bench.say(f"{case.name}: {time.monotonic() - begun:.0f} s")
+    return None
+
+
+async def _bounded(case: Case, bench: Bench) -> Section:
+    try:
+        return await asyncio.wait_for(case.run(bench), case.seconds)
+    except asyncio.TimeoutError:
+        raise RuntimeError(f"it was not done after {case.seconds:.0f} seconds") from None
 
 
 def _forget_the_environment() -> None:

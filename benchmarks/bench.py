@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, List, NamedTuple, Optional, TypeVar
 
 from claude_force_cache import (
-    Backend,
     BackendSettings,
     BackendURL,
     Cache,
     CacheError,
-    SyncBackend,
     load_backend,
     open_cache,
 )
 
+from . import plots
 from .measuring import Section
 from .payloads import noise
 from .servers import PROGRAMS, Servers
 
-__all__ = ["CASES", "STORES", "Bench", "Case", "case", "key"]
+__all__ = ["ALL", "CASES", "SECRET", "STORES", "Bench", "Case", "case", "key", "maybe"]
 
 T = TypeVar("T")
 Run = Callable[["Bench"], Coroutine[Any, Any, Section]]
@@ -33,21 +32,33 @@ _FILL_BATCH = 500
 
 
 class Case(NamedTuple):
-    """Something to measure: the name on the command line, the heading in the report, and what does it."""
+    """Something to measure: the name on the command line, the heading in the report, and what does it.
+
+    :param seconds: after which it is given up.
+    """
 
     name: str
     title: str
     run: Run
+    seconds: float
 
 
 CASES: Dict[str, Case] = {}
+ALL: List[str] = []
+"""The cases of a run that names none."""
 
 
-def case(name: str, title: str) -> Callable[[Run], Run]:
-    """Enter the decorated function, which returns a section of the report, into the list of cases."""
+def case(name: str, title: str, *, seconds: float = 420.0, alone: bool = False) -> Callable[[Run], Run]:
+    """Enter the decorated function, which returns a section of the report, into the list of cases.
+
+    :param seconds: how long it may take, on a slow machine.
+    :param alone: whether it runs only when it is named.
+    """
 
     def enter(run: Run) -> Run:
-        CASES[name] = Case(name, title, run)
+        CASES[name] = Case(name, title, run, seconds)
+        if not alone:
+            ALL.append(name)
         return run
 
     return enter
@@ -62,12 +73,14 @@ class Bench:
     """One run.
 
     :param folder: an empty folder for everything that is written.
+    :param out: where the plots go.
     :param quick: whether to take fewer rounds and smaller stores.
     :param say: told what is being measured.
     """
 
-    def __init__(self, folder: Path, *, quick: bool, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, out: Path, *, quick: bool, say: Callable[[str], None]) -> None:
         self.folder = folder
+        self._out = out
         self.quick = quick
         self.say = say
         self.servers = Servers(folder)
@@ -76,6 +89,23 @@ class Bench:
     def pick(self, quick: T, full: T) -> T:
         """Return the first in a quick run, the second in a full one."""
         return quick if self.quick else full
+
+    def plot(self, section: Section, name: str, caption: str, groups: plots.Groups) -> None:
+        """Draw bars beside the section's table, or list what they need as missing."""
+        self._draw(section, name, caption, lambda path: plots.bars(path, groups))
+
+    def plot_curves(self, section: Section, name: str, caption: str, panels: plots.Panels, *, across: str) -> None:
+        """Draw curves beside the section's table, or list what they need as missing."""
+        self._draw(section, name, caption, lambda path: plots.curves(path, panels, across=across))
+
+    def _draw(self, section: Section, name: str, caption: str, draw: Callable[[Path], None]) -> None:
+        file = f"{name}.svg"
+        try:
+            draw(self._out / file)
+        except ImportError as error:
+            section.missing.append(f"no plot: {error}; `make bench` installs it")
+        else:
+            section.plots[file] = caption
 
     def missing(self, store: str) -> Optional[str]:
         """Return why nothing can be measured on this store, or None."""
@@ -100,6 +130,19 @@ class Bench:
         settings: Dict[str, Any] = {"timeout": 30, **options}
         return open_cache(url, secrets=SECRET, **settings)
 
+    def backend(self, url: str, *, max_bytes: Optional[int] = None) -> Any:
+        """Return the backend of the cache at ``url`` itself, not opened: async, or blocking."""
+        parts, query = BackendURL.parse(url)
+        plugin = load_backend(parts.scheme)
+        return plugin.create(
+            BackendSettings(
+                url=parts,
+                namespace=query.get("namespace", _NAMESPACE),
+                max_bytes=max_bytes,
+                options={option.name: option.default for option in plugin.options},
+            )
+        )
+
     async def entry_size(self, value: object) -> int:
         """Return the size of an entry that holds ``value``, in bytes; it is the same on every backend."""
         async with self.cache("memory://") as cache:
@@ -112,36 +155,22 @@ class Bench:
         They go directly into the backend, many at a time, and nobody can open them: what is measured later is how a
         store behaves that holds so much.
         """
-        backend = _backend(url)
+        backend = self.backend(url)
         data = noise(size - 64)
         items = {f"{index:064x}": (data, 86400.0) for index in range(entries)}
         names = list(items)
-        await _maybe(backend.open())
+        await maybe(backend.open())
         try:
             for start in range(0, entries, _FILL_BATCH):
-                await _maybe(backend.set_many({name: items[name] for name in names[start : start + _FILL_BATCH]}))
-            usage = await _maybe(backend.usage())
+                await maybe(backend.set_many({name: items[name] for name in names[start : start + _FILL_BATCH]}))
+            usage = await maybe(backend.usage())
         finally:
-            await _maybe(backend.close())
+            await maybe(backend.close())
         if usage.entries != entries:
             raise RuntimeError(f"{entries} entries were stored, and {usage.entries} are there")
         return int(usage.bytes)
 
 
-def _backend(url: str) -> Any:
-    parts, query = BackendURL.parse(url)
-    plugin = load_backend(parts.scheme)
-    made = plugin.create(
-        BackendSettings(
-            url=parts,
-            namespace=query.get("namespace", _NAMESPACE),
-            options={option.name: option.default for option in plugin.options},
-        )
-    )
-    assert isinstance(made, (Backend, SyncBackend))
-    return made
-
-
-async def _maybe(result: Any) -> Any:
+async def maybe(result: Any) -> Any:
     """Return what a verb returns, of a blocking backend or of the other kind."""
     return await result if hasattr(result, "__await__") else result

@@ -1,6 +1,7 @@
 """A local Messages API in a process of its own: quick, slow to answer, and refusing when it is crowded.
 
-Run as ``python -m benchmarks.busy_api LATENCY_MS MOST``; it prints its port, and ends when its standard input does.
+Run as ``python -m benchmarks.busy_api LATENCY_MS MOST LENGTH``; it prints its port, and ends
+when its standard input does.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Dict, Optional, Type
 
+from .payloads import text
+
 __all__ = ["BusyAPI"]
 
-_ANSWER = json.dumps(
-    {
-        "id": "msg_local",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-haiku-5-5",
-        "content": [{"type": "text", "text": "An answer."}],
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
-        "usage": {"input_tokens": 512, "output_tokens": 4},
-    }
-).encode()
+_ANSWER = {
+    "id": "msg_local",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-haiku-5-5",
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 512, "output_tokens": 4},
+}
 _REFUSAL = json.dumps({"type": "error", "error": {"type": "rate_limit_error", "message": "too many at once"}}).encode()
 
 
@@ -35,10 +35,11 @@ class BusyAPI:
 
     :param latency_ms: milliseconds that each answer takes.
     :param most: how many requests it answers at once; more get a 429 that asks to wait a second. 0 is any number.
+    :param length: of the answer's text, in characters.
     """
 
-    def __init__(self, *, latency_ms: int, most: int = 0) -> None:
-        self._arguments = [str(latency_ms), str(most)]
+    def __init__(self, *, latency_ms: int, most: int = 0, length: int = 10) -> None:
+        self._arguments = [str(latency_ms), str(most), str(length)]
 
     def __enter__(self) -> BusyAPI:
         self._process = subprocess.Popen(
@@ -64,8 +65,9 @@ class BusyAPI:
 
 
 class _Server:
-    def __init__(self, latency: float, most: int) -> None:
+    def __init__(self, latency: float, most: int, length: int) -> None:
         self._latency = latency
+        self._answer = json.dumps({**_ANSWER, "content": [{"type": "text", "text": text("busy", length)}]}).encode()
         self._limit = most
         self._current = 0
         self.counts = {"answered": 0, "refused": 0, "most": 0}
@@ -90,7 +92,7 @@ class _Server:
         await asyncio.sleep(self._latency)
         self._current -= 1
         self.counts["answered"] += 1
-        return _response(b"200 OK", _ANSWER)
+        return _response(b"200 OK", self._answer)
 
 
 def _response(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
@@ -100,8 +102,8 @@ def _response(status: bytes, body: bytes, headers: bytes = b"") -> bytes:
     )
 
 
-async def _main(latency_ms: int, most: int) -> None:
-    server = _Server(latency_ms / 1000, most)
+async def _main(latency_ms: int, most: int, length: int) -> None:
+    server = _Server(latency_ms / 1000, most, length)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=512)
     print(listening.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)

@@ -8,7 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-__all__ = ["TIMES", "Column", "Contender", "Section", "Series", "Target", "compare", "interleave", "percentile"]
+from .placement import ANY, Placement
+from .targets import Target
+
+__all__ = ["TIMES", "Column", "Contender", "Section", "Series", "compare", "interleave", "percentile"]
 
 Operation = Callable[[int], Awaitable[object]]
 
@@ -20,11 +23,13 @@ class Contender(NamedTuple):
     :param run: one operation; it is given the operation's number, from 0.
     :param after: awaited after each turn, untimed: lets threads finish what the turn left to them, so that it is
         not paid by whoever comes next.
+    :param most: the most operations in a turn, for one so slow that it would take all the time.
     """
 
     name: str
     run: Operation
     after: Optional[Callable[[], Awaitable[object]]] = None
+    most: Optional[int] = None
 
 
 class Series:
@@ -55,21 +60,25 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -(-len(ordered) * int(share * 1000) // 1000) - 1)]
 
 
-async def interleave(contenders: Sequence[Contender], *, rounds: int, operations: int) -> Dict[str, Series]:
+async def interleave(
+    contenders: Sequence[Contender], *, rounds: int, operations: int, placement: Placement = ANY
+) -> Dict[str, Series]:
     """Return the timings of ``rounds`` turns of ``operations`` operations for each contender.
 
     The turns go A B C, A B C, so that a slow minute of the machine is everybody's. A first round is not counted. The
-    garbage collector runs as it does in any program; each round begins with a collection.
+    garbage collector runs as it does in any program; each round begins with a collection, and with all threads in the
+    place where ``placement`` has them.
     """
     series = {contender.name: Series() for contender in contenders}
     clock = time.perf_counter
     for number in range(rounds + 1):
         gc.collect()
+        placement.settle()
         for contender in contenders:
             run = contender.run
             first = number * operations
             timings = []
-            for index in range(first, first + operations):
+            for index in range(first, first + min(operations, contender.most or operations)):
                 begin = clock()
                 await run(index)
                 timings.append(clock() - begin)
@@ -96,19 +105,6 @@ TIMES = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
-    """What had to be reached, and what was.
-
-    :param text: what is measured, and the limit.
-    :param measured: the figure with its unit.
-    """
-
-    text: str
-    measured: str
-    met: bool
-
-
 @dataclass
 class Section:
     """What one case found.
@@ -117,6 +113,7 @@ class Section:
     :param label: the heading of the rows' names.
     :param rows: figures by the columns' keys, and ``name``.
     :param missing: what was not measured, and why.
+    :param plots: the names of files beside the report, with their captions.
     """
 
     about: str
@@ -125,6 +122,7 @@ class Section:
     rows: List[Dict[str, Any]] = field(default_factory=list)
     targets: List[Target] = field(default_factory=list)
     missing: List[str] = field(default_factory=list)
+    plots: Dict[str, str] = field(default_factory=dict)
 
 
 def compare(series: Dict[str, Series], *, to: str) -> List[Dict[str, Any]]:

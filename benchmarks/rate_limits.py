@@ -2,7 +2,6 @@
 
 - ``quota``: a batch of several times a quota of requests, against what the quota allows.
 - ``crowd``: a batch against an API that refuses what is above so many requests at once.
-- ``distinct``: tasks that were never asked before, 100 at a time, against the ideal and against the SDK alone.
 
 Each prints a table; ``--csv FILE`` writes how the limit went with time.
 """
@@ -13,7 +12,6 @@ import argparse
 import asyncio
 import csv
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -125,68 +123,6 @@ def _crowd(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"  answered {server.answered}, refused (429) {server.refused}, most at once {server.most}")
 
 
-async def _sdk_alone(url: str, tasks: int, concurrent: int) -> float:
-    import anthropic
-
-    async with anthropic.AsyncAnthropic(api_key=_KEY, base_url=url, max_retries=0) as client:
-        client.messages.with_raw_response  # noqa: B018 - imported late, and not what is measured
-        slots = asyncio.Semaphore(concurrent)
-
-        async def ask(index: int) -> None:
-            async with slots:
-                await client.messages.create(
-                    model="claude-haiku-5-5",
-                    max_tokens=4096,
-                    system=[{"type": "text", "text": "You review code.\n"}],
-                    messages=[{"role": "user", "content": f"Task {index}"}],
-                )
-
-        begin = time.perf_counter()
-        await asyncio.gather(*map(ask, range(tasks)))
-        return time.perf_counter() - begin
-
-
-async def _orchestrated(url: str, folder: Path, tasks: int, **options: Any) -> float:
-    async with AsyncAgentOrchestrator(_project(folder), _KEY, base_url=url, **options) as it:
-        await it._clients.get()
-        begin = time.perf_counter()
-        results = await it.execute_multiple([("reviewer", f"Task {index}") for index in range(tasks)])
-        elapsed = time.perf_counter() - begin
-    if not all(result.success for result in results):
-        raise RuntimeError(f"a task failed: {next(result.errors for result in results if not result.success)}")
-    return elapsed
-
-
-def _distinct(arguments: argparse.Namespace, folder: Path) -> None:
-    tasks, concurrent = arguments.tasks, arguments.concurrent
-    ideal = tasks * 0.05 / concurrent
-    contenders: Dict[str, Dict[str, Any]] = {
-        "the SDK alone": {},
-        "everything on, disk": {"cache": "disk"},
-        "everything on, memory": {"cache": "memory://"},
-        "tracking off": {"cache": "memory://", "enable_tracking": False},
-        "tracking and cache off": {"enable_cache": False, "enable_tracking": False},
-    }
-    taken: Dict[str, List[float]] = {name: [] for name in contenders}
-    with BusyAPI(latency_ms=50) as server:
-        for number in range(arguments.rounds):
-            for name, options in contenders.items():
-                if not options:
-                    taken[name].append(asyncio.run(_sdk_alone(server.base_url, tasks, concurrent)))
-                    continue
-                place = folder / f"{number}-{name.replace(' ', '-')}"
-                place.mkdir()
-                cache = f"disk://{place}/cache" if options.get("cache") == "disk" else options.get("cache")
-                given = {**options, "cache": cache, "max_concurrent": concurrent}
-                taken[name].append(asyncio.run(_orchestrated(server.base_url, place, tasks, **given)))
-    alone = statistics.median(taken["the SDK alone"])
-    print(f"\n  {tasks} distinct tasks of 50 ms, {concurrent} at a time; ideal {ideal * 1000:.0f} ms")
-    print("  median ms   to ideal   to the SDK")
-    for name, times in taken.items():
-        median = statistics.median(times)
-        print(f"  {median * 1000:9.0f}   {median / ideal:8.2f}   {median / alone:10.2f}   {name}")
-
-
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rate_limits")
@@ -194,7 +130,6 @@ def main() -> None:
     for name, run, defaults in (
         ("quota", _quota, {"tasks": 1800, "concurrent": 20, "rpm": 600}),
         ("crowd", _crowd, {"tasks": 1500, "concurrent": 60, "most": 12}),
-        ("distinct", _distinct, {"tasks": 1000, "concurrent": 100, "rounds": 5}),
     ):
         command = commands.add_parser(name)
         for option, default in defaults.items():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import executions, limits, lookups, opening, peers, stalls
+from . import batches, executions, flights, growth, imports, limits, opening, peers, stalls
 
-__all__ = ["executions", "limits", "lookups", "opening", "peers", "stalls"]
+__all__ = ["batches", "executions", "flights", "growth", "imports", "limits", "opening", "peers", "stalls"]

@@ -4,69 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from contextlib import AsyncExitStack, contextmanager
-from typing import Any, Awaitable, Callable, Dict, Iterator, List, NamedTuple
-
-from claude_force_cache import JSONCodec
+from contextlib import AsyncExitStack
+from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from ..bench import Bench, case
-from ..measuring import Column, Contender, Section, Target, interleave
+from ..measuring import Column, Contender, Section, interleave
 from ..payloads import value
-from ..peers import PEERS, Peer, Store
+from ..peers import FLOOR, PEERS, Peer, Store
+from ..placement import Placement, placements
+from ..targets import Target
 
 _ENTRIES = 64
 _MANY = 100
 _SIZES = {"2 KB": 2_000, "20 KB": 20_000}
 
-_EVERYTHING = "tag, expiry, limit in bytes, own copy"
+_VERIFIED = "ours, verified"
+_TIER = "ours, in-process tier"
+_TIER_TEXT = "ours, in-process tier, text"
+
+_HIT = "hit"
+_AT_ONCE = "hit, 64 at once"
+_STORE = "store"
+_HUNDRED = "100 keys"
+
+_GUARANTEES = "integrity; limit in bytes; exact account; own copy"
 
 _COLUMNS = (
-    Column("median_us", "median us"),
-    Column("p99_us", "p99 us"),
+    Column("median_us", "median us", 2),
+    Column("p99_us", "p99 us", 2),
     Column("ratio", "to the contender", 2),
     Column("to_floor", "to the floor", 2),
-    Column("guards", "checks and keeps"),
+    Column("guarantees", "guarantees"),
 )
 
 
 class _Limit(NamedTuple):
-    """What ours may cost: a multiple of the first peer's median, or of its median for one alone."""
+    """What ours may cost: a multiple of the first peer's median for ``of``."""
 
+    line: str
     operation: str
-    text: str
     most: float
     of: str
 
 
 _LIMITS = {
     "disk": (
-        _Limit("hit", "a verified hit at most 1.15 times diskcache in a thread", 1.15, "hit"),
-        _Limit("hit, 64 at once", "64 at once: at most 0.3 times per hit", 0.3, "hit"),
-        _Limit("store", "a store at most 1.2 times diskcache's set in a thread", 1.2, "store"),
+        _Limit("disk hit", _HIT, 1.15, _HIT),
+        _Limit("disk hit", _AT_ONCE, 0.3, _HIT),
+        _Limit("disk store", _STORE, 1.2, _STORE),
     ),
     "redis": (
-        _Limit("hit", "a verified hit at most 1.0 times redis.asyncio GET", 1.0, "hit"),
-        _Limit("hit, 64 at once", "64 at once: at most 0.3 times per hit", 0.3, "hit"),
-        _Limit("store", "a store at most 1.4 times redis.asyncio SET", 1.4, "store"),
-        _Limit("100 keys", "100 keys at most 1.5 times MGET", 1.5, "100 keys"),
+        _Limit("redis hit", _HIT, 1.0, _HIT),
+        _Limit("redis hit", _AT_ONCE, 0.3, _HIT),
+        _Limit("redis store", _STORE, 1.4, _STORE),
+        _Limit("redis many", _HUNDRED, 1.5, _HUNDRED),
     ),
     "memcached": (
-        _Limit("hit", "a verified hit at most 1.15 times PooledClient.get in a thread", 1.15, "hit"),
-        _Limit("hit, 64 at once", "64 at once: at most 0.3 times per hit", 0.3, "hit"),
+        _Limit("memcached hit", _HIT, 1.15, _HIT),
+        _Limit("memcached hit", _AT_ONCE, 0.3, _HIT),
     ),
 }
 
+Figures = Dict[str, Dict[str, float]]
 
-@case("peers", "Ours beside others")
+
+@case("peers", "Ours beside others", seconds=900.0)
 async def peers(bench: Bench) -> Section:
     section = Section(
         about=(
             f"The same values over {_ENTRIES} keys, through each library as its documentation has it. Ours with "
-            "everything on: each value sealed, accounted for and decoded for its caller; without the in-process tier, "
-            "but for the lines that name it. Raw clients return bytes and check nothing. `64 at once` and `100 keys` "
-            "are per key. One core: client, server and threads share it; two: the server has its own, and threads may "
-            "use both. The contender is the first of its group."
+            "everything on: each value sealed, accounted for and decoded for its caller; without the in-process "
+            "tier, but for the lines that name it. `64 at once` and `100 keys` are per key. The contender is the "
+            "first of its group, the floor the quickest of those that are called so. Guarantees: integrity is who "
+            "verifies what the store returns; limit in bytes, who keeps to one, hard if nothing else is said; exact "
+            "account, who knows at every moment what is stored; shared, who serves several processes; own copy, "
+            "whose callers cannot change each other's values."
         ),
         columns=_COLUMNS,
     )
@@ -75,91 +87,90 @@ async def peers(bench: Bench) -> Section:
         if reason is not None:
             section.missing.append(reason)
             continue
-        for cores in _placements(store):
+        for placement in placements(alone=store == "memory"):
             for size in _SIZES:
-                bench.say(f"  {store}, {size}, {cores or 'any'} core(s)")
-                try:
-                    await _measure(bench, section, store, size=size, cores=cores)
-                except ImportError as error:
-                    section.missing.append(f"{store}: not measured: {error}; `make bench` installs it")
+                bench.say(f"  {store}, {size}, {placement.name}")
+                await _measure(bench, section, store, size, placement)
+    bench.plot(section, "hits", "A hit of 2 KB on one core, and each of 64 at once", _bars(section))
     return section
 
 
-def _placements(store: str) -> List[int]:
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        return [0]
-    return [1] if store == "memory" else [1, 2]
-
-
-@contextmanager
-def _placed(cores: int, *, server: bool) -> Iterator[None]:
-    """Put this thread, and the threads and programs that it starts, on as many cores."""
-    if not cores:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    first, second, *_ = sorted(before) * 2
-    os.sched_setaffinity(0, {first} if cores == 1 else {second} if server else {first, second})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-async def _measure(bench: Bench, section: Section, store: str, *, size: str, cores: int) -> None:
-    length = _SIZES[size]
+async def _measure(bench: Bench, section: Section, store: str, size: str, placement: Placement) -> None:
+    length, conditions = _SIZES[size], f"{size}, {placement.name}"
     values = [value(f"peer {number}", length) for number in range(_ENTRIES)]
-    folder = bench.folder / f"peers-{store}-{length}-{cores}"
+    folder = bench.folder / f"peers-{store}-{length}-{placement.name}"
     folder.mkdir()
-    with _placed(cores, server=True):
+    with placement.servers():
         url = bench.new_url(store)
         port = bench.servers.start(store) if store in {"redis", "memcached"} else 0
-    with _placed(cores, server=False):
+    with placement.client():
         async with AsyncExitStack() as stack:
-            contenders = await PEERS[store](Store(folder, port, stack))
             ours = await _ours(bench, stack, url, store)
-            everybody = [*contenders[:1], *ours, *contenders[1:]]
-            for peer in everybody:
-                if peer.set is not None:
-                    for number, one in enumerate(values):
-                        await peer.set(number, _form(peer, one))
-            rows = await _rounds(bench, everybody, values)
-    heading = f"{store}, {size}, {['any', 'one', 'two'][cores]} core{'s' * (cores != 1)}"
+            others = await _others(section, Store(folder, port, stack), store, conditions, values)
+            for peer in ours:
+                await _fill(peer, values)
+            rows = await _rounds(bench, [*others[:1], *ours, *others[1:]], values, placement)
+    heading = f"{store}, {conditions}"
+    # The first one is the contender only if it could be measured.
+    contender = PEERS[store][0][0]
     for operation, figures in rows.items():
-        if everybody[0].name not in figures:
-            continue
-        base = figures[everybody[0].name]["median_us"]
-        floor = min((row["median_us"] for name, row in figures.items() if name.startswith("floor")), default=None)
-        for peer in everybody:
-            if peer.name in figures:
-                row = figures[peer.name]
-                section.rows.append(
-                    {
-                        "name": f"{heading}: {operation}: {peer.name}",
-                        **row,
-                        "ratio": row["median_us"] / base,
-                        "to_floor": row["median_us"] / floor if floor else None,
-                        "guards": peer.guards,
-                    }
-                )
-    section.targets += _judge(store, heading, rows, everybody[0].name, ours)
+        _enter(section, f"{heading}: {operation}", figures, contender, [*ours, *others])
+    section.targets += _judge(store, heading, rows, contender)
 
 
-def _judge(
-    store: str, heading: str, rows: Dict[str, Dict[str, Dict[str, float]]], contender: str, ours: List[Peer]
-) -> List[Target]:
+async def _others(section: Section, place: Store, store: str, conditions: str, values: Sequence[Any]) -> List[Peer]:
+    """Return the peers that work here, with the values in them; the others are listed as missing, with the reason."""
+    found = []
+    for name, maker in PEERS[store]:
+        try:
+            peer = await maker(place)
+            await _fill(peer, values)
+            await peer.get(0)
+        except Exception as error:  # noqa: BLE001 - theirs, of any kind; the others are measured
+            section.missing.append(f"{store}, {conditions}: {name}: not measured: {type(error).__name__}: {error}")
+        else:
+            found.append(peer)
+    return found
+
+
+async def _fill(peer: Peer, values: Sequence[Any]) -> None:
+    if peer.set is not None:
+        for number, one in enumerate(values):
+            await peer.set(number, _form(peer, one))
+
+
+def _enter(section: Section, heading: str, figures: Figures, contender: str, everybody: Sequence[Peer]) -> None:
+    base = figures[contender]["median_us"] if contender in figures else None
+    floor = min((row["median_us"] for name, row in figures.items() if name.startswith(FLOOR)), default=None)
+    guarantees = {peer.name: peer.guarantees for peer in everybody}
+    for name, row in figures.items():
+        section.rows.append(
+            {
+                "name": f"{heading}: {name}",
+                **row,
+                "ratio": row["median_us"] / base if base else None,
+                "to_floor": row["median_us"] / floor if floor else None,
+                "guarantees": guarantees[name],
+            }
+        )
+
+
+def _judge(store: str, heading: str, rows: Dict[str, Figures], contender: str) -> List[Target]:
     targets = []
     for limit in _LIMITS.get(store, ()):
-        if limit.operation in rows:
-            ratio = rows[limit.operation][ours[0].name]["median_us"] / rows[limit.of][contender]["median_us"]
-            targets.append(Target(f"{heading}: {limit.text}", f"{ratio:.2f} times", ratio <= limit.most))
+        of = rows[limit.of].get(contender)
+        if of is not None:
+            ratio = rows[limit.operation][_VERIFIED]["median_us"] / of["median_us"]
+            targets.append(Target(limit.line, f"{heading}: {limit.operation}", ratio, limit.most, "times"))
     if store == "memory":
-        hits = rows["hit"]
-        tier = hits["ours, in-process tier, text"]["median_us"]
-        targets.append(Target(f"{heading}: a hit in the tier at most 2 us", f"{tier:.2f} us", tier <= 2.0))
-        for other in ("cashews", "aiocache", "LiteLLM"):
-            ratio = hits[other]["median_us"] / tier
-            targets.append(Target(f"{heading}: 5 times faster than {other}", f"{ratio:.1f} times", ratio >= 5.0))
+        hits = rows[_HIT]
+        tier = hits[_TIER_TEXT]["median_us"]
+        targets.append(Target("tier", heading, tier, 2.0, "us"))
+        targets += [
+            Target("tier", f"{heading}: {other}", hits[other]["median_us"] / tier, 5.0, "times faster", least=True)
+            for other in ("cashews", "aiocache", "LiteLLM")
+            if other in hits
+        ]
     return targets
 
 
@@ -169,33 +180,29 @@ def _form(peer: Peer, one: Any) -> Any:
 
 async def _ours(bench: Bench, stack: AsyncExitStack, url: str, store: str) -> List[Peer]:
     """Return our caches; the first one is what the limits are about."""
-    verified = await stack.enter_async_context(bench.cache(url, tier_bytes=0, codec=JSONCodec()))
+    shared = "; shared" if store != "memory" else ""
+    verified = await stack.enter_async_context(bench.cache(url, tier_bytes=0))
 
-    async def many(numbers: Any) -> object:
-        return await asyncio.gather(*(verified.get(_name(number)) for number in numbers))
+    async def many(numbers: Sequence[int]) -> object:
+        return await verified.get_many([_name(number) for number in numbers])
 
     found = [
         Peer(
-            "ours, verified",
+            _VERIFIED,
             lambda n: verified.get(_name(n)),
             lambda n, v: verified.set(_name(n), v),
-            _EVERYTHING,
+            f"{_GUARANTEES}{shared}",
             many=many,
         )
     ]
     if store == "memory":
-        tier = await stack.enter_async_context(bench.cache(url, tier_bytes="64MiB", codec=JSONCodec()))
-        text = await stack.enter_async_context(bench.cache("memory://", tier_bytes="64MiB", codec=JSONCodec()))
+        tier = await stack.enter_async_context(bench.cache(url, tier_bytes="64MiB"))
+        text = await stack.enter_async_context(bench.cache(url, tier_bytes="64MiB"))
+        when = "integrity when it came in; limit in bytes; own copy"
         found += [
-            Peer(
-                "ours, in-process tier", lambda n: tier.get(_name(n)), lambda n, v: tier.set(_name(n), v), _EVERYTHING
-            ),
-            Peer(
-                "ours, in-process tier, text",
-                lambda n: text.get(_name(n)),
-                lambda n, v: text.set(_name(n), v["text"]),
-                "expiry, limit in bytes; verified when it came in",
-            ),
+            Peer(_TIER, lambda n: tier.get(_name(n)), lambda n, v: tier.set(_name(n), v), when),
+            # A text cannot be changed, so callers share it; an answer of the orchestrator's cannot either.
+            Peer(_TIER_TEXT, lambda n: text.get(_name(n)), lambda n, v: text.set(_name(n), v["text"]), when),
         ]
     return found
 
@@ -204,22 +211,29 @@ def _name(number: int) -> str:
     return f"peer:{number:060d}"
 
 
-async def _rounds(bench: Bench, everybody: List[Peer], values: List[Any]) -> Dict[str, Dict[str, Dict[str, float]]]:
-    rounds, operations = bench.pick(5, 25), bench.pick(64, 256)
+async def _rounds(
+    bench: Bench, everybody: List[Peer], values: Sequence[Any], placement: Placement
+) -> Dict[str, Figures]:
+    rounds, operations = bench.pick(4, 20), bench.pick(32, 200)
+    few = bench.pick(2, 8)
     forms = {peer.name: [_form(peer, one) for one in values] for peer in everybody}
 
     def hit(peer: Peer) -> Callable[[int], Awaitable[object]]:
         return lambda index: peer.get(index % _ENTRIES)
 
     def store(peer: Peer) -> Callable[[int], Awaitable[object]]:
-        put = peer.set
+        put, mine = peer.set, forms[peer.name]
         assert put is not None
-        mine = forms[peer.name]
         return lambda index: put(index % _ENTRIES, mine[index % _ENTRIES])
 
     def at_once(peer: Peer) -> Callable[[int], Awaitable[object]]:
+        numbers = range(_ENTRIES)
+        together = peer.at_once
+        if together is not None:
+            return lambda _: together(numbers)
+
         async def run(_: int) -> object:
-            return await asyncio.gather(*(peer.get(number) for number in range(_ENTRIES)))
+            return await asyncio.gather(*(peer.get(number) for number in numbers))
 
         return run
 
@@ -229,32 +243,33 @@ async def _rounds(bench: Bench, everybody: List[Peer], values: List[Any]) -> Dic
         assert get_many is not None
         return lambda _: get_many(numbers)
 
-    def one_by_one(peer: Peer) -> bool:
-        return not peer.name.startswith("floor")
+    async def series(
+        peers: Sequence[Peer],
+        operation: Callable[[Peer], Callable[[int], Awaitable[object]]],
+        count: int,
+        per: int = 1,
+    ) -> Figures:
+        contenders = [Contender(peer.name, operation(peer)) for peer in peers]
+        found = await interleave(contenders, rounds=rounds, operations=count, placement=placement)
+        return {
+            name: {"median_us": timings.median * 1e6 / per, "p99_us": timings.p99 * 1e6 / per}
+            for name, timings in found.items()
+        }
 
     return {
-        "hit": await _series(everybody, hit, rounds, operations),
-        "hit, 64 at once": await _series(
-            list(filter(one_by_one, everybody)), at_once, rounds, bench.pick(4, 10), per=_ENTRIES
-        ),
-        "store": await _series([peer for peer in everybody if peer.set], store, rounds, operations // 2),
-        "100 keys": await _series(
-            [peer for peer in everybody if peer.many], many, rounds, bench.pick(4, 10), per=_MANY
-        ),
+        _HIT: await series(everybody, hit, operations),
+        _AT_ONCE: await series(everybody, at_once, few, _ENTRIES),
+        _STORE: await series([peer for peer in everybody if peer.set], store, operations // 2),
+        _HUNDRED: await series([peer for peer in everybody if peer.many], many, few, _MANY),
     }
 
 
-async def _series(
-    everybody: List[Peer],
-    operation: Callable[[Peer], Callable[[int], Awaitable[object]]],
-    rounds: int,
-    operations: int,
-    *,
-    per: int = 1,
-) -> Dict[str, Dict[str, float]]:
-    contenders = [Contender(peer.name, operation(peer)) for peer in everybody]
-    series = await interleave(contenders, rounds=rounds, operations=operations) if contenders else {}
-    return {
-        name: {"median_us": timings.median * 1e6 / per, "p99_us": timings.p99 * 1e6 / per}
-        for name, timings in series.items()
-    }
+def _bars(section: Section) -> Dict[str, Dict[str, Optional[float]]]:
+    """Return the medians of the plot: by store and operation, for each peer."""
+    groups: Dict[str, Dict[str, Optional[float]]] = {}
+    for row in section.rows:
+        heading, operation, name = row["name"].split(": ", 2)
+        store, size, placement = heading.split(", ", 2)
+        if size == "2 KB" and placement != "two cores" and operation in {_HIT, _AT_ONCE}:
+            groups.setdefault(f"{store}: {operation}", {})[name] = row["median_us"]
+    return groups
