@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Dict, Optional, Type
+from typing import Dict, Optional, Set, Type
 
 from .payloads import text
 
@@ -58,10 +58,15 @@ class BusyAPI:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        """End the server, which then says what it answered: :attr:`answered`, :attr:`refused` and :attr:`most`."""
+        """End the server, which then says what it did.
+
+        :attr:`answered` and :attr:`refused` requests, how many of the former were :attr:`distinct`, and :attr:`most` at
+        once.
+        """
         out, _ = self._process.communicate()
         counts: Dict[str, int] = json.loads(out)
         self.answered, self.refused, self.most = counts["answered"], counts["refused"], counts["most"]
+        self.distinct = counts["distinct"]
 
 
 class _Server:
@@ -70,20 +75,21 @@ class _Server:
         self._answer = json.dumps({**_ANSWER, "content": [{"type": "text", "text": text("busy", length)}]}).encode()
         self._limit = most
         self._current = 0
-        self.counts = {"answered": 0, "refused": 0, "most": 0}
+        self.counts = {"answered": 0, "refused": 0, "most": 0, "distinct": 0}
+        self._bodies: Set[int] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
-                writer.write(await self._reply())
+                body = await reader.readexactly(int(head.partition(b"content-length:")[2].split()[0]))
+                writer.write(await self._reply(body))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
 
-    async def _reply(self) -> bytes:
+    async def _reply(self, body: bytes) -> bytes:
         if self._limit and self._current >= self._limit:
             self.counts["refused"] += 1
             return _response(b"429 Too Many Requests", _REFUSAL, b"retry-after: 1\r\n")
@@ -92,6 +98,8 @@ class _Server:
         await asyncio.sleep(self._latency)
         self._current -= 1
         self.counts["answered"] += 1
+        self._bodies.add(hash(body))
+        self.counts["distinct"] = len(self._bodies)
         return _response(b"200 OK", self._answer)
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Awaitable, Callable, Dict, Generic, Iterable, Iterator, Optional, Sequence, Type, TypeVar, Union
+from typing import (
+    Awaitable,
+    Callable,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -70,6 +83,10 @@ class BlockingCache(Generic[V]):
     def get_many(self, keys: Sequence[KeyPart]) -> Dict[int, V]:
         """See :meth:`Cache.get_many`."""
         return self._loop.call(self._cache.get_many, keys)
+
+    def get_entries(self, keys: Sequence[KeyPart], *, max_age: Optional[float] = None) -> List[Optional[CacheEntry[V]]]:
+        """See :meth:`Cache.get_entries`."""
+        return self._loop.call(lambda: self._cache.get_entries(keys, max_age=max_age))
 
     def get_entry(
         self,

@@ -356,13 +356,39 @@ class Cache(Generic[V]):
             if start:
                 await asyncio.sleep(0)  # thousands of keys hold up nobody
             bulk = [self._vault.names(key) for key in keys[start : start + _BULK]]
-            for position, entry in enumerate(await self._get_entries(bulk), start):
+            entries = await self._get_entries(bulk, _ANY, count_misses=True)
+            for position, entry in enumerate(entries, start):
                 if entry is not None:
                     values[position] = entry.value
         return values
 
-    async def _get_entries(self, bulk: Sequence[Sequence[str]]) -> List[Optional[CacheEntry[V]]]:
-        entries = [self._from_tier(names, _ANY) for names in bulk]
+    async def get_entries(
+        self, keys: Sequence[KeyPart], *, max_age: Optional[float] = None
+    ) -> List[Optional[CacheEntry[V]]]:
+        """Return what :meth:`get_entry` returns for each of ``keys``, read in bulk as by :meth:`get_many`.
+
+        Misses, which are None, are neither counted nor told: this is for looking many up before those that are missing
+        are fetched, which counts them.
+
+        :param max_age: an entry that is this many seconds old, or older, is a miss.
+        :raises InvalidKeyError: if a key cannot be encoded.
+        :raises ValueError: if ``max_age`` is below zero.
+        """
+        if not self._opened:
+            await self.open()
+        demand = _ANY if max_age is None else _demand(max_age)
+        entries: List[Optional[CacheEntry[V]]] = []
+        for start in range(0, len(keys), _BULK):
+            if start:
+                await asyncio.sleep(0)
+            bulk = [self._vault.names(key) for key in keys[start : start + _BULK]]
+            entries.extend(await self._get_entries(bulk, demand, count_misses=False))
+        return entries
+
+    async def _get_entries(
+        self, bulk: Sequence[Sequence[str]], demand: _Demand, *, count_misses: bool
+    ) -> List[Optional[CacheEntry[V]]]:
+        entries = [self._from_tier(names, demand) for names in bulk]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
             read = None if self._tier is None else self._tier.generation
@@ -370,7 +396,7 @@ class Cache(Generic[V]):
                 found = await self._vault.find_many([bulk[index] for index in missing])
             except PartlyUnavailableError:  # each one's own question tells which
                 for index in missing:
-                    entries[index], _ = await self._read(bulk[index], (), _ANY)
+                    entries[index], _ = await self._read(bulk[index], (), demand)
             except BackendUnavailableError:
                 self._counts["errors"] += len(missing)
             else:
@@ -378,12 +404,13 @@ class Cache(Generic[V]):
                     if isinstance(result, BackendUnavailableError):
                         self._counts["errors"] += 1
                     elif result is not None:
-                        entries[index] = self._entry(result, _ANY, read)
+                        entries[index] = self._entry(result, demand, read)
         entries = [None if entry is None or entry.stale else entry for entry in entries]
         for names, entry in zip(bulk, entries):
-            self._count("misses" if entry is None else "hits")
-            if self._events:
-                self._tell(entry, names[0])
+            if entry is not None or count_misses:
+                self._count("misses" if entry is None else "hits")
+                if self._events:
+                    self._tell(entry, names[0])
         return entries
 
     async def get_entry(

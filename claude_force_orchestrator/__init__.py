@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RefusedError,
         ServerError,
         SpendLimitError,
+        StoppedError,
         SuspiciousTaskError,
         UnknownAgentError,
         WorkflowError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ._explain import Explanation, NearestEntry
     from ._families import FamilyLimit, model_family
     from ._freshness import Freshness
+    from ._message_batches import MessageBatches
     from ._middleware import CacheMiddleware
     from ._options import CacheMode, ExecutionOptions, SuspicionPolicy
     from ._orchestrator import AgentTask, AsyncAgentOrchestrator
@@ -100,6 +102,7 @@ __all__ = [
     "InternalError",
     "InvalidAnswerError",
     "InvalidTaskError",
+    "MessageBatches",
     "NearestEntry",
     "NotCachedError",
     "OrchestratorError",
@@ -122,6 +125,7 @@ __all__ = [
     "Step",
     "StepResult",
     "StepState",
+    "StoppedError",
     "SuspicionPolicy",
     "SuspiciousTaskError",
     "Tariff",
@@ -157,6 +161,7 @@ _MODULES = (
     "_settings",
     "_events",
     "_families",
+    "_message_batches",
     "_orchestrator",
     "_cached",
     "_middleware",

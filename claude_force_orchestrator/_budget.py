@@ -79,6 +79,15 @@ class Budget:
                 self._waiters.append(waiter)
             await waiter.future
 
+    def reserve_now(self, most: float) -> Optional[Reservation]:
+        """Return a reservation of ``most`` USD if it fits at once, or else None."""
+        units = _units(most)
+        with self._lock:
+            if self._spent + self._reserved + units > self._limit:
+                return None
+            self._reserved += units
+            return Reservation(self, units)
+
     def _check(self, units: int, most: float) -> None:
         if self.max_usd is not None and self._spent + units > self._limit:
             raise BudgetError(

@@ -8,9 +8,11 @@ import json
 import math
 import random
 import time
+from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -30,13 +32,17 @@ from ._errors import (
     RateLimitError,
     ServerError,
     SpendLimitError,
+    StoppedError,
 )
 from ._families import Families, Family
+from ._http import library_of
 from ._pace import Start
 from ._prompt_caching import PromptCaching
 from ._request import Request
 
-__all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "retry_after"]
+__all__ = ["MAX_RETRY_AFTER", "Caller", "Reply", "backoff", "error_of", "retry_after"]
+
+T = TypeVar("T")
 
 MAX_RETRY_AFTER = 300.0
 """The longest pause, in seconds, that a server may ask for. A call that is told to wait longer fails at once."""
@@ -99,6 +105,12 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> Optional[float]:
         return None
 
 
+def error_of(status: int, message: str, **known: Any) -> CallError:
+    """Return the error that a status of the API means."""
+    kind = _BY_STATUS.get(status, ServerError if status >= 500 else BadRequestError)
+    return kind(message, status=status, **known)
+
+
 class Reply(NamedTuple):
     """What the API answered, with status 200.
 
@@ -159,11 +171,41 @@ class Caller:
         self._most = most
         self._prompt_caching = prompt_caching
         self._clock = clock
+        self._stopped = False
+        self._waits: Dict[anyio.CancelScope, asyncio.AbstractEventLoop] = {}
+
+    def stop(self) -> None:
+        """Begin no more attempts until :meth:`resume`; those under way are finished. May be called from any thread."""
+        self._stopped = True
+        for scope, loop in list(self._waits.items()):
+            try:
+                loop.call_soon_threadsafe(scope.cancel)
+            except RuntimeError:
+                continue  # the loop is closed, and nobody waits in it any more
+
+    def resume(self) -> None:
+        """Undo :meth:`stop`."""
+        self._stopped = False
+
+    async def _wait(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``wait`` returns.
+
+        :raises StoppedError: if there are to be no more attempts.
+        """
+        if not self._stopped:
+            with anyio.CancelScope() as scope:
+                self._waits[scope] = asyncio.get_running_loop()
+                try:
+                    return await wait()
+                finally:
+                    del self._waits[scope]
+        raise StoppedError
 
     async def call(self, request: Request) -> Reply:
         """Return the API's reply.
 
         :raises CallError: if the API does not answer; the SDK's exception is the cause.
+        :raises StoppedError: if no attempt was under way, and there are to be no more.
         :raises InvalidAnswerError: if it answers something that the SDK cannot read.
         :raises BudgetError: if the budget does not allow the next attempt.
         :raises ConfigError: if the SDK is not installed, or the key cannot be sent.
@@ -172,11 +214,87 @@ class Caller:
         self._budget.check(most)
         client = await self._clients.get()
         family = self._families.of(request.template.model)
-        await self._families.enter(family)
+        await self._wait(lambda: self._families.enter(family))
         try:
             return await self._call(client, request, family, most)
         finally:
             self._families.leave(family)
+
+    async def manage(
+        self, send: Callable[[Any], Awaitable[T]], *, seconds: Optional[float] = None, repeat: bool = True
+    ) -> T:
+        """Return what ``send`` returns, which asks the API for something else than a message.
+
+        It has its own limits at the API, so those of the families do not hold.
+
+        :param send: is given the SDK's client.
+        :param seconds: the bound of each attempt; by default that of all calls.
+        :param repeat: whether a request of which nobody knows what became of it may be sent again. One that met a
+            rate limit or an overload may be in any case.
+        :raises OrchestratorError: like :meth:`call`.
+        """
+        import anthropic
+
+        client = await self._clients.get()
+        hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
+        jitter = random.random()  # noqa: S311 - spreads load, guards nothing
+        failures = refusals = 0
+        while True:
+            if self._stopped:
+                raise StoppedError
+            try:
+                with anyio.fail_after(self._timeout if seconds is None else seconds):
+                    return await send(client)
+            except (anthropic.AnthropicError, TimeoutError) as error:
+                cause: Exception = error
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise InvalidAnswerError(f"the reply of {self._host} is not JSON: {_line(error, hidden)}") from error
+            failure = self._judge(cause, failures + refusals + 1, hidden)
+            untouched = failure.refused or isinstance(failure.error, OverloadedError)
+            refusals += untouched
+            failures += not untouched
+            if not failure.passing or failures > self._max_retries or refusals > self._max_refusals:
+                raise failure.error from cause
+            if not untouched and not repeat:
+                raise failure.error from cause
+            pause = backoff(failures + refusals, failure.asked, jitter=jitter)
+            await self._wait(partial(asyncio.sleep, pause))
+
+    async def sent_headers(self) -> Mapping[str, str]:
+        """Return the headers that every request is sent with. They hold the credentials.
+
+        :raises OrchestratorError: if the SDK is not installed, or there is no key.
+        """
+        client = await self._clients.get()
+        return {name.lower(): value for name, value in client.default_headers.items() if isinstance(value, str)}
+
+    @asynccontextmanager
+    async def streamed(
+        self, send: Callable[[Any], Awaitable[Any]], *, silence: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a reply that is read piece by piece.
+
+        :param send: as for :meth:`manage`; returns what the SDK decodes the reply with.
+        :param silence: how many seconds may pass between one piece and the next.
+        :raises OrchestratorError: like :meth:`call`; and while it is read, if it cannot be read to its end.
+        """
+        decoder = await self.manage(send)
+        try:
+            yield self._pieces(decoder.http_response, silence)
+        finally:
+            await decoder.close()
+
+    async def _pieces(self, response: Any, silence: float) -> AsyncIterator[bytes]:
+        pieces = response.aiter_bytes()
+        while True:
+            try:
+                with anyio.fail_after(silence):
+                    piece = await pieces.__anext__()
+            except StopAsyncIteration:
+                return
+            except (TimeoutError, library_of(response).HTTPError) as error:
+                raise ConnectionFailedError(f"the connection to {self._host} broke off: {_line(error, ())}") from error
+            yield piece
 
     async def _call(self, client: Any, request: Request, family: Family, most: float) -> Reply:
         import anthropic
@@ -191,7 +309,7 @@ class Caller:
             # What is refused anyway does not wait for its turn first.
             self._budget.check(most)
             # Here the end of the family's pause is waited for, if the API asked for one.
-            start = await self._families.start(family, patience=MAX_RETRY_AFTER)
+            start = await self._wait(lambda: self._families.start(family, patience=MAX_RETRY_AFTER))
             if start is None:
                 raise self._too_long(family) from cause
             waited = 0.0 if failed_at is None else time.monotonic() - failed_at
@@ -215,7 +333,8 @@ class Caller:
             if not failure.passing or failures > self._max_retries or refusals > self._max_refusals:
                 raise failure.error from cause
             if not failure.refused or failure.asked is None:
-                await asyncio.sleep(backoff(failures + refusals, failure.asked, jitter=jitter, waited=waited))
+                pause = backoff(failures + refusals, failure.asked, jitter=jitter, waited=waited)
+                await self._wait(partial(asyncio.sleep, pause))
 
     async def _attempt(self, client: Any, request: Request, family: Family, start: Start, *, most: float) -> Reply:
         reservation = await self._budget.reserve(most)

@@ -11,6 +11,7 @@
     |-- DeadlineExceededError (also a TimeoutError)  no result within ``deadline_seconds``
     |-- SuspiciousTaskError                   the task looks like an attack, and ``on_suspicion`` is ``refuse``
     |-- BudgetError                           the budget does not allow the call; nothing was sent
+    |-- StoppedError                          it needed a call after :meth:`AsyncAgentOrchestrator.stop`; not sent
     |-- NotCachedError                        ``cache="only-if-cached"`` and there is no entry
     |-- AnswerError                           the API answered, and the answer is of no use; it was paid for
     |   |-- RefusedError                      the model declined
@@ -64,6 +65,7 @@ __all__ = [
     "RefusedError",
     "ServerError",
     "SpendLimitError",
+    "StoppedError",
     "SuspiciousTaskError",
     "UnknownAgentError",
     "WorkflowError",
@@ -139,6 +141,13 @@ class SuspiciousTaskError(OrchestratorError):
     def __str__(self) -> str:
         found = ", ".join(self.suspicions)
         return f"suspicious text ({found}); look at it, and send it with on_suspicion='report' if it is meant so"
+
+
+class StoppedError(OrchestratorError):
+    """The error of a task that would have needed a call when no more were to be begun. Nothing was paid for it."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped before it was asked; run it again")
 
 
 class NotCachedError(OrchestratorError):

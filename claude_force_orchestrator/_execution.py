@@ -27,6 +27,7 @@ class Execution:
     :ivar model: the model that is asked.
     :ivar paid: what the API answered to this execution's own call. It is kept here so that nothing that fails
         afterwards can lose it.
+    :ivar batch: whether it was paid for as a part of a batch.
     :ivar context: data that the task is sent along with.
     :ivar answer: what the result was made of, or None.
     :ivar key: the key that the answer is stored under, as far as it is known.
@@ -44,6 +45,7 @@ class Execution:
         "agent_name",
         "answer",
         "backend",
+        "batch",
         "context",
         "key",
         "model",
@@ -64,8 +66,9 @@ class Execution:
         position: Optional[int],
         *,
         run: Optional[str] = None,
+        waited: float = 0.0,
     ) -> None:
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - waited
         self._workflow = workflow
         self._position = position
         self.agent_name = agent_name if isinstance(agent_name, str) else repr(agent_name)
@@ -77,6 +80,7 @@ class Execution:
         self.key: Optional[str] = None
         self.backend: Optional[str] = None
         self.recorded = False
+        self.batch = False
         self.context: Tuple[Context, ...] = ()
         self.recalled: Optional[Recalled] = None
         self.suspicions: Tuple[str, ...] = ()
@@ -157,7 +161,7 @@ class Execution:
         if error is None:
             outcome = "hit" if metadata.cached else "miss" if self.backend is not None else "bypass"
         else:
-            outcome = "cancelled" if error == "CancelledError" else "failure"
+            outcome = "cancelled" if error in ("CancelledError", "StoppedError") else "failure"
             if not is_agent_name(self.agent_name):
                 agent = None  # it may be anything, a task in the wrong place
         return ExecutionRecord(

@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 def library_of(http_client: Any) -> Any:
-    """Return the module of the library that a client of it belongs to."""
-    kinds = (kind for kind in type(http_client).__mro__ if kind.__name__ in {"AsyncClient", "Client"})
+    """Return the module of the library that a client or a response of it belongs to."""
+    kinds = (kind for kind in type(http_client).__mro__ if kind.__name__ in {"AsyncClient", "Client", "Response"})
     return import_module(next(kinds).__module__.partition(".")[0])
 
 

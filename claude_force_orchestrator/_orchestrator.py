@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import (
+    Any,
     AsyncGenerator,
     AsyncIterable,
     Awaitable,
@@ -31,7 +32,7 @@ import anyio
 import anyio.to_thread
 from typing_extensions import Unpack
 
-from claude_force_cache import Cache, CacheEntry, ConfigurationError
+from claude_force_cache import Cache, CacheEntry, ConfigurationError, KeyPart
 
 from ._answer import Answer, read_answer
 from ._budget import Budget, worst_case
@@ -46,16 +47,18 @@ from ._errors import (
     InvalidTaskError,
     NotCachedError,
     OrchestratorError,
+    StoppedError,
     SuspiciousTaskError,
 )
 from ._events import orchestrator_listeners
 from ._execution import Execution
 from ._explain import Explanation, explain
 from ._families import Families, FamilyLimit
-from ._freshness import Freshness
+from ._freshness import FRESHNESS_KEYS, Freshness
 from ._labels import check_tags, invalidation_tags, tenant_tag, workflow_tag
 from ._ledger import Ledger
 from ._memory import Memory, Recalled
+from ._message_batches import MessageBatches, Premade, request_id
 from ._options import CACHE_MODES, CacheMode, ExecutionOptions, SuspicionPolicy
 from ._prices import PriceList
 from ._project import Project
@@ -64,7 +67,7 @@ from ._recorder import Recorder
 from ._request import Request, blind
 from ._result import AgentResult, Totals
 from ._settings import CacheArgument, Settings, check_deadline
-from ._streaming import as_completed
+from ._streaming import stream
 from ._suspicion import examine
 from ._templates import Templates
 from ._tracking import Tracker
@@ -241,6 +244,15 @@ class AsyncAgentOrchestrator:
         """
         self._events.unregister(listener)
 
+    def stop(self) -> None:
+        """Begin no more calls: what is under way is finished, and whatever would need a call fails.
+
+        That is also what waits for its turn, for the end of a pause or for another attempt: its error is a
+        :class:`StoppedError`, so nothing was paid that is not in a result or in the cache. Hits are still answered.
+        It lasts until :meth:`close`. May be called from any thread.
+        """
+        self._caller.stop()
+
     async def __aenter__(self) -> AsyncAgentOrchestrator:
         if self._cache is None:
             self._cache = self._make_cache()
@@ -272,6 +284,7 @@ class AsyncAgentOrchestrator:
             calls = [call for call in tuple(self._calls) if call.get_loop() is asyncio.get_running_loop()]
             if calls:
                 await asyncio.wait(calls)
+        self._caller.resume()
 
     async def execute_agent(
         self,
@@ -343,9 +356,16 @@ class AsyncAgentOrchestrator:
         variants: Optional[int] = None,
         tags: Iterable[str] = (),
         run: Optional[str] = None,
+        found: Optional[CacheEntry[Answer]] = None,
+        premade: Optional[Premade] = None,
     ) -> AgentResult:
-        """Return the result of one execution, recorded and counted."""
-        execution = Execution(agent_name, task, model, workflow_name, workflow_position, run=run)
+        """Return the result of one execution, recorded and counted.
+
+        :param found: what the cache has for it, if that has been looked up.
+        :param premade: what the API has answered, or not, to a batch that it was part of.
+        """
+        waited = 0.0 if premade is None else max(0.0, self._clock() - premade.begun)
+        execution = Execution(agent_name, task, model, workflow_name, workflow_position, run=run, waited=waited)
         error_type: Optional[str] = None
         try:
             seconds = _check_deadline(deadline_seconds) or self.settings.deadline_seconds
@@ -368,6 +388,8 @@ class AsyncAgentOrchestrator:
                 mode=cache,
                 freshness=freshness,
                 tags=tags,
+                found=found,
+                premade=premade,
             )
             result = await (answering if seconds is None else self._in_time(execution, answering, seconds))
             error_type = None if result.error is None else type(result.error).__name__
@@ -376,6 +398,8 @@ class AsyncAgentOrchestrator:
             raise
         except ConfigurationError:
             raise
+        except StoppedError as error:
+            result, error_type = execution.fail(error), "StoppedError"
         except OrchestratorError as error:
             self._ledger.failed()
             result, error_type = execution.fail(error), type(error).__name__
@@ -412,6 +436,8 @@ class AsyncAgentOrchestrator:
         mode: Optional[CacheMode],
         freshness: Optional[Freshness],
         tags: Iterable[str],
+        found: Optional[CacheEntry[Answer]],
+        premade: Optional[Premade],
     ) -> AgentResult:
         template = await self._templates.get(agent_name, model, max_tokens, temperature)
         execution.model = template.request.model
@@ -428,7 +454,12 @@ class AsyncAgentOrchestrator:
         variant = self._random.randrange(wanted.variants) if wanted.variants else 0
         request = Request(template.request, execution.task, execution.context, variant)
         cache = self._usable_cache() if template.cacheable and mode != "no-store" else None
+        if premade is not None and premade.id != request_id(request):
+            cache = None  # the agent has changed since: it is no answer to what is asked now
         execution.backend = None if cache is None else self._backend
+        if found is not None:
+            execution.key = found.key
+            return await self._finish(execution, found.value, found)
         if use_memory is not False and self._memory.serves(execution.agent_name):
             execution.recalled = await self._recall(request, wanted, cache, mode)
             execution.context = (*execution.recalled.context, *execution.context)
@@ -436,7 +467,7 @@ class AsyncAgentOrchestrator:
 
         async def ask() -> Answer:
             began = time.perf_counter()
-            execution.paid = answer = await self._ask(request, execution, cache)
+            execution.paid = answer = await self._ask(request, execution, cache, premade)
             if execution.recorded:
                 self._record_beside(execution, answer, time.perf_counter() - began)
             return answer
@@ -487,10 +518,13 @@ class AsyncAgentOrchestrator:
                 return entry
         return None
 
-    async def _ask(self, request: Request, execution: Execution, cache: Optional[Cache[Answer]]) -> Answer:
+    async def _ask(
+        self, request: Request, execution: Execution, cache: Optional[Cache[Answer]], premade: Optional[Premade]
+    ) -> Answer:
         """Return the API's answer, paid for.
 
         :param cache: where it will be stored, or None.
+        :param premade: what there is in place of a call.
 
         :raises OrchestratorError: if there is none; nothing else, so that whatever else comes out of a look-up
             is known to be the cache's.
@@ -502,7 +536,7 @@ class AsyncAgentOrchestrator:
             if suspicions and self.settings.on_suspicion == "refuse":
                 self._events.emit("suspicion", agent_name=execution.agent_name, suspicions=suspicions, refused=True)
                 raise SuspiciousTaskError(suspicions)
-            reply = await self._caller.call(request)
+            reply = await self._caller.call(request) if premade is None else premade.get()
             with reply.reservation:
                 answer = read_answer(
                     reply.body,
@@ -514,7 +548,8 @@ class AsyncAgentOrchestrator:
                     parts=await blind(request.parts, cache),
                     suspicions=suspicions,
                 )
-                cost = self._prices.cost(answer)
+                execution.batch = premade is not None
+                cost = self._prices.cost(answer, batch=execution.batch)
                 reply.reservation.settle(cost)
         except OrchestratorError:
             raise
@@ -523,7 +558,9 @@ class AsyncAgentOrchestrator:
         finally:
             self._calls.discard(ended)
             ended.set_result(None)
-        self._ledger.paid(answer, cost, self._prices.prompt_cache_saved(answer))
+        if execution.batch:
+            self._ledger.attempt()
+        self._ledger.paid(answer, cost, self._prices.prompt_cache_saved(answer, batch=execution.batch))
         return answer
 
     def _most(self, request: Request) -> float:
@@ -549,8 +586,9 @@ class AsyncAgentOrchestrator:
             self._events.emit("suspicion", agent_name=execution.agent_name, suspicions=suspicions, refused=refused)
             if refused:
                 raise SuspiciousTaskError(suspicions)
-        cost = self._prices.cost(answer)
-        saved = self._prices.prompt_cache_saved(answer)
+        batch = execution.batch and entry is None
+        cost = self._prices.cost(answer, batch=batch)
+        saved = self._prices.prompt_cache_saved(answer, batch=batch)
         result = execution.succeed(answer, entry, cost=cost, prompt_cache_saved=saved)
         if entry is None:
             self._ledger.answered(success=result.success)
@@ -583,8 +621,8 @@ class AsyncAgentOrchestrator:
             answer,
             self._clock(),
             latency=latency,
-            cost=self._prices.cost(answer),
-            prompt_cache_saved=self._prices.prompt_cache_saved(answer),
+            cost=self._prices.cost(answer, batch=execution.batch),
+            prompt_cache_saved=self._prices.prompt_cache_saved(answer, batch=execution.batch),
         )
         self._recorder.record(record)
 
@@ -705,19 +743,121 @@ class AsyncAgentOrchestrator:
 
         The other arguments are those of :meth:`execute_agent`, for every task.
         """
+        streaming = self._stream(tasks, model, in_flight, options, in_order=False)
+        try:
+            async for item in streaming:
+                yield item
+        finally:
+            await streaming.aclose()
+
+    async def stream_many(
+        self,
+        tasks: Union[Iterable[AgentTask], AsyncIterable[AgentTask]],
+        *,
+        model: Optional[str] = None,
+        in_flight: Optional[int] = None,
+        **options: Unpack[ExecutionOptions],
+    ) -> AsyncGenerator[AgentResult, None]:
+        """Iterate over the results of many tasks in the order of the tasks: :meth:`execute_multiple` for any number.
+
+        Like :meth:`execute_as_completed` in all else. Results that wait for an earlier one count as under way, so one
+        task that takes very long holds up what is more than ``in_flight`` tasks behind it.
+        """
+        streaming = self._stream(tasks, model, in_flight, options, in_order=True)
+        try:
+            async for _, result in streaming:
+                yield result
+        finally:
+            await streaming.aclose()
+
+    def batches(
+        self,
+        state_path: Union[str, os.PathLike[str]],
+        *,
+        model: Optional[str] = None,
+        **options: Unpack[ExecutionOptions],
+    ) -> MessageBatches:
+        """Return a job that answers many tasks through the API for message batches: within a day, at half the price.
+
+        What is in the cache is answered from it, and what comes back is stored like any other answer, under the same
+        keys. To be called in the event loop that iterates over :meth:`MessageBatches.results`.
+
+        :param state_path: a file that remembers what is under way; run again with the same one, the job picks it up.
+        :raises ConfigError: if the cache is switched off, or an option cannot be used in batches.
+
+        The other arguments are those of :meth:`execute_agent`, for every task.
+        """
+        return MessageBatches(self, Path(state_path), model=model, options=options)
+
+    def _stream(
+        self,
+        tasks: Union[Iterable[AgentTask], AsyncIterable[AgentTask]],
+        model: Optional[str],
+        in_flight: Optional[int],
+        options: ExecutionOptions,
+        *,
+        in_order: bool,
+    ) -> AsyncGenerator[Tuple[int, AgentResult], None]:
         limit = _IN_FLIGHT_FACTOR * self.settings.max_concurrent
         if in_flight is not None:
             limit = check_whole("in_flight", in_flight, least=1)
 
-        async def work(index: int, pair: AgentTask) -> Tuple[int, AgentResult]:
-            return index, await self._execute_pair(pair, model, options)
+        async def look_up(pairs: Sequence[AgentTask]) -> Sequence[Optional[CacheEntry[Answer]]]:
+            return await self._look_up(pairs, model, options)
 
-        stream = as_completed(tasks, work, limit)
+        async def work(pair: AgentTask, found: Optional[CacheEntry[Answer]]) -> AgentResult:
+            return await self._execute_pair(pair, model, options, found)
+
+        return stream(tasks, look_up, work, limit, in_order=in_order)
+
+    async def _look_up(
+        self, pairs: Sequence[AgentTask], model: Optional[str], options: ExecutionOptions
+    ) -> Sequence[Optional[CacheEntry[Answer]]]:
+        """Return what the cache has for each of some tasks, as far as one read can tell.
+
+        None leaves it to the execution, which knows what to do about stale answers, variants and whatever cannot be
+        used.
+        """
+        found: List[Optional[CacheEntry[Answer]]] = [None] * len(pairs)
+        cache = self._usable_cache()
+        if cache is None or options.get("cache") not in (None, "only-if-cached"):
+            return found
+        asked: Dict[Optional[float], List[Tuple[int, Tuple[KeyPart, ...]]]] = {}
+        for position, pair in enumerate(pairs):
+            try:
+                request, freshness = await self._question(pair, model, options)
+            except OrchestratorError:
+                continue  # its execution says so
+            name, memory = request.template.agent_name, options.get("use_memory")
+            if freshness.variants or freshness.refresh_ahead or name in self.settings.exclude_agents:
+                continue
+            if memory is False or not self._memory.serves(name):
+                asked.setdefault(freshness.lookup().get("max_age"), []).append((position, request.key))
         try:
-            async for item in stream:
-                yield item
-        finally:
-            await stream.aclose()
+            for max_age, questions in asked.items():
+                entries = await cache.get_entries([key for _, key in questions], max_age=max_age)
+                for (position, _), entry in zip(questions, entries):
+                    found[position] = entry
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged; it costs the cache's benefit, never an answer
+            self._cache_failures.log(error)
+        return found
+
+    async def _question(
+        self, pair: object, model: Optional[str], options: ExecutionOptions
+    ) -> Tuple[Request, Freshness]:
+        """Return what a task asks, but for the agent's memory, and how fresh its answer must be.
+
+        :raises OrchestratorError: if the task, or an option, cannot be used.
+        """
+        agent_name, task = _pair(pair)
+        max_tokens, temperature = options.get("max_tokens", 4096), options.get("temperature")
+        template = await self._templates.get(agent_name, model, max_tokens, temperature)
+        check_task(task)
+        asked = Freshness.of_call(**{name: options.get(name) for name in FRESHNESS_KEYS})
+        freshness = template.freshness if asked is None else asked.over(template.freshness)
+        return Request(template.request, task, check_context(options.get("context", ()))), freshness
 
     async def run_workflow(
         self,
@@ -768,15 +908,21 @@ class AsyncAgentOrchestrator:
 
         return await run_steps(workflow, task, execute, on_step or _ignore)
 
-    async def _execute_pair(self, pair: object, model: Optional[str], options: ExecutionOptions) -> AgentResult:
-        # Something that is no pair is one failed result like any other; None is no task.
-        agent_name, task = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
-        return await self._execute(
-            agent_name,  # type: ignore[arg-type]  # whatever it is: _answer checks it
-            task,  # type: ignore[arg-type]  # likewise
-            model=model,
-            **options,
-        )
+    async def _execute_pair(
+        self,
+        pair: object,
+        model: Optional[str],
+        options: ExecutionOptions,
+        found: Optional[CacheEntry[Answer]] = None,
+        premade: Optional[Premade] = None,
+    ) -> AgentResult:
+        agent_name, task = _pair(pair)
+        return await self._execute(agent_name, task, model=model, found=found, premade=premade, **options)
+
+
+def _pair(pair: object) -> Tuple[Any, Any]:
+    """Return an agent and a task. Something that is no pair is one failed result like any other; None is no task."""
+    return tuple(pair) if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
 
 
 def _internal_error(defect: Exception) -> InternalError:

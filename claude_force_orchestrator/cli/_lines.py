@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import AsyncGenerator, Iterator, List, Optional, Tuple, Union
+from typing import AsyncIterator, Iterator, List, Optional, Tuple, Union
 
 import anyio.to_thread
 
-__all__ = ["MAX_LINE", "Line", "LineWriter", "count_lines", "read_lines"]
+__all__ = ["MAX_LINE", "Line", "LineReader", "LineWriter", "count_lines", "mend_lines"]
 
 MAX_LINE = 4_000_000
 """Bytes. The longest task takes 100,000 characters, which JSON spells with at most 12 bytes each."""
@@ -22,59 +22,92 @@ Line = Tuple[int, Optional[bytes]]
 """The number of a line, from 0, and its bytes; None for a line that is longer than MAX_LINE."""
 
 
-async def read_lines(descriptor: int) -> AsyncGenerator[Line, None]:
-    """Yield the lines of an open file that are not blank, reading a little ahead in a thread.
+class LineReader:
+    """Iterates over the lines of an open file that are not blank, reading a little ahead in a thread.
 
-    :raises OSError: if the file cannot be read.
+    :raises OSError: while it is iterated over, if the file cannot be read.
     """
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[Union[List[Line], OSError, None]] = asyncio.Queue()
-    room = threading.Semaphore(_BATCHES_AHEAD)
-    stopped = threading.Event()
 
-    def send(item: Union[List[Line], OSError, None]) -> None:
-        try:
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-        except RuntimeError:
-            stopped.set()  # the loop is closed, nobody listens
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[Union[List[Line], OSError, None]] = asyncio.Queue()
+        self._room = threading.Semaphore(_BATCHES_AHEAD)
+        self._stopped = threading.Event()
 
-    def read() -> None:
+    def stop(self) -> None:
+        """End the iteration before its next line, also while it waits for one. To be called in the event loop."""
+        self._stopped.set()
+        self._room.release()
+        self._arrived.put_nowait(None)
+
+    async def __aiter__(self) -> AsyncIterator[Line]:
+        # A thread that nobody waits for: a read of a terminal or a pipe cannot be interrupted.
+        threading.Thread(target=self._read, name="claude-force reader", daemon=True).start()
         try:
-            for batch in _batches(descriptor):
-                room.acquire()
-                if stopped.is_set():
+            while True:
+                item = await self._arrived.get()
+                if item is None:
                     return
-                send(batch)
-        except OSError as error:
-            send(error)
-        else:
-            send(None)
+                if isinstance(item, OSError):
+                    raise item
+                for line in item:
+                    if self._stopped.is_set():
+                        return
+                    yield line
+                self._room.release()
+        finally:
+            self._stopped.set()
+            self._room.release()
 
-    # A thread that nobody waits for: a read of a terminal or a pipe cannot be interrupted.
-    threading.Thread(target=read, name="claude-force reader", daemon=True).start()
-    try:
-        while True:
-            item = await arrived.get()
-            if item is None:
-                return
-            if isinstance(item, OSError):
-                raise item
-            for line in item:
-                yield line
-            room.release()
-    finally:
-        stopped.set()
-        room.release()
+    def _read(self) -> None:
+        try:
+            for batch in _batches(self._descriptor):
+                self._room.acquire()
+                if self._stopped.is_set():
+                    return
+                self._send(batch)
+        except OSError as error:
+            self._send(error)
+        else:
+            self._send(None)
+
+    def _send(self, item: Union[List[Line], OSError, None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+        except RuntimeError:
+            self._stopped.set()  # the loop is closed, nobody listens
 
 
 def count_lines(descriptor: int) -> int:
-    """Return how many lines :func:`read_lines` would yield, and go back to the file's beginning.
+    """Return how many lines :class:`LineReader` would yield, and go back to the file's beginning.
 
     :raises OSError: if the file cannot be read.
     """
     count = sum(len(batch) for batch in _batches(descriptor))
     os.lseek(descriptor, 0, os.SEEK_SET)
     return count
+
+
+def mend_lines(descriptor: int) -> Iterator[Line]:
+    """Iterate over the whole lines of a file that is open for both, and go to their end.
+
+    What follows the last line's end was being written when its writer ended. It is cut off.
+
+    :raises OSError: if the file cannot be read or cut.
+    """
+    end = size = os.lseek(descriptor, 0, os.SEEK_END)
+    newline = -1
+    while end and newline < 0:
+        start = max(0, end - _CHUNK)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        newline = os.read(descriptor, end - start).rfind(b"\n")
+        end = start + newline + 1
+    if end < size:
+        os.ftruncate(descriptor, end)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    for batch in _batches(descriptor):
+        yield from batch
 
 
 def _batches(descriptor: int) -> Iterator[List[Line]]:

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any, Coroutine, Dict, TypeVar
+from typing import Any, Callable, Coroutine, Dict, Optional, TypeVar
 
 from ._failure import INTERRUPTED, CommandError
 
-__all__ = ["GOES_ON", "run_command"]
+__all__ = ["GOES_ON", "RESUME", "STOPPING", "STOPPING_BATCHES", "run_command"]
 
 T = TypeVar("T")
 
 GOES_ON = "interrupted: the same command goes on where it stopped, what is cached is not asked again"
 """What to tell of a command that asks many tasks of a cache."""
 
+RESUME = "interrupted: the same command with --resume goes on where it stopped, what is cached is not asked again"
+"""The same of a command that also keeps what it has written."""
 
-def run_command(main: Coroutine[Any, Any, T], *, interrupted: str = "interrupted: start it again") -> T:
+STOPPING = "stopping: calls that are under way are finished; once more to end at once"
+"""What to tell when the first signal comes."""
+
+STOPPING_BATCHES = "stopping: batches that are under way go on, and the same command picks them up"
+"""The same where the API works on its own."""
+
+
+def run_command(
+    main: Coroutine[Any, Any, T],
+    *,
+    interrupted: str = "interrupted: start it again",
+    stop: Optional[Callable[[], None]] = None,
+) -> T:
     """Return the result of ``main``, which is cancelled on Ctrl-C and on SIGTERM.
 
     Cancelled, it still closes what it opened and writes what it has; a second Ctrl-C ends it at once.
 
     :param interrupted: what to tell the user then.
+    :param stop: called instead, in the event loop, so that ``main`` ends by itself.
     :raises CommandError: with the exit code of an interruption, if it was interrupted.
     """
-    return asyncio.run(_until_interrupted(main, interrupted))
+    return asyncio.run(_until_interrupted(main, interrupted, stop))
 
 
-async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> T:
+async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str, stop: Optional[Callable[[], None]]) -> T:
     loop = asyncio.get_running_loop()
     task = loop.create_task(main)
     handled: Dict[signal.Signals, Any] = {}
@@ -43,7 +58,10 @@ async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> 
         nonlocal arrived
         arrived = True
         release()
-        task.cancel()
+        if stop is None:
+            task.cancel()
+        else:
+            stop()
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -53,10 +71,13 @@ async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str) -> 
     except (NotImplementedError, RuntimeError, ValueError):
         pass  # Windows, or not the main thread: KeyboardInterrupt comes by itself
     try:
-        return await task
+        result = await task
     except asyncio.CancelledError:
         if arrived:
             raise CommandError(interrupted, INTERRUPTED) from None
         raise
     finally:
         release()
+    if arrived and stop is not None:
+        raise CommandError(interrupted, INTERRUPTED)
+    return result

@@ -1,15 +1,16 @@
-"""``claude-force map``: one agent over a file of tasks, results as they come."""
+"""``claude-force map``: one agent over a file of tasks of any length."""
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
 import json
 import os
+import re
 import stat
 import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import typer
 from typing_extensions import Annotated
@@ -18,6 +19,7 @@ from ._console import note, progress
 from ._failure import FAILED, CommandError
 from ._options import (
     AgentArgument,
+    BatchAPIOption,
     CacheOption,
     ConfigOption,
     DeadlineOption,
@@ -42,15 +44,18 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
-
+    from .._message_batches import MessageBatches
     from .._orchestrator import AsyncAgentOrchestrator
-    from ._lines import Line
+    from .._result import AgentResult
+    from ._lines import LineReader, LineWriter
 
-__all__ = ["count_tasks", "map_tasks", "opened", "parse_task"]
+__all__ = ["WINDOW", "count_tasks", "map_tasks", "opened", "parse_task"]
 
-_WINDOW = 256
+WINDOW = 256
 """Tasks in memory at a time, besides the API calls that may be under way, so that hits need not queue behind misses."""
+
+_ROW = re.compile(rb'\{"index":(\d{1,15}),.*\}\Z', re.DOTALL)
+_PAGE = 4096
 
 
 def map_tasks(
@@ -65,9 +70,20 @@ def map_tasks(
     out: Annotated[
         str,
         typer.Option(
-            "--out", metavar="FILE", help="Where results go, one a line; it is replaced. - is standard output."
+            "--out",
+            metavar="FILE",
+            help="Where results go, one a line; it is replaced, or with --resume continued. - is standard output.",
         ),
     ] = "-",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep the results that the file has, and ask only the tasks that are not there."),
+    ] = False,
+    in_order: Annotated[
+        bool,
+        typer.Option("--in-order", help="Write results in the order of the tasks. Default: as they come, with index."),
+    ] = False,
+    batch_api: BatchAPIOption = False,
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 4096,
     temperature: TemperatureOption = None,
@@ -88,11 +104,23 @@ def map_tasks(
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
 ) -> None:
-    """Ask an agent every task of a file. Run it again after an interruption: what is cached is not asked again."""
-    from ._execution import make_orchestrator
-    from ._loop import GOES_ON, run_command
+    """Ask an agent every task of a file of any length.
 
+    Ctrl-C finishes the calls that are under way and begins no others. The same command with --resume goes on where it
+    stopped: what is written is kept, and what is cached is not asked again.
+    """
+    from ._execution import make_orchestrator
+    from ._loop import GOES_ON, RESUME, run_command
+
+    if resume and out == "-":
+        raise CommandError("--resume needs --out: it reads there what has been done")
+    if batch_api and out == "-":
+        raise CommandError("--batch-api needs --out: beside it is remembered what is under way")
+    if batch_api and in_order:
+        raise CommandError("--batch-api and --in-order contradict each other: results come as their batches end")
     mode = cache_mode(no_cache=no_cache, no_store=no_store, only_if_cached=only_if_cached)
+    if batch_api and mode not in (None, "no-cache"):
+        raise CommandError(f"--batch-api and --{mode} contradict each other: answers of batches are kept in the cache")
     orchestrator = make_orchestrator(
         config,
         timeout=timeout,
@@ -118,18 +146,47 @@ def map_tasks(
             tags=tag,
         ),
     }
-    with opened(tasks, out) as (source, target):
-        batch = _Batch(orchestrator, agent, arguments, _WINDOW + max_concurrent)
+    with opened(tasks, out, resume=resume) as (source, target):
+        batch = _Batch(orchestrator, agent, arguments, in_order, f"{out}.batches" if batch_api else None)
+        if resume:
+            batch.go_on(target, out)
         total = count_tasks(source)
         with progress() as bar:
             shown = bar.add_task(agent, total=total)
-            run_command(
-                batch.run(source, target, lambda: bar.advance(shown)),
-                interrupted=GOES_ON,
-            )
+            try:
+                run_command(
+                    batch.run(source, target, lambda: bar.advance(shown), keep=resume),
+                    interrupted=GOES_ON if out == "-" else RESUME,
+                    stop=batch.stop,
+                )
+            except CommandError:
+                note(batch.summary())
+                raise
     note(batch.summary())
     if batch.failed:
         raise typer.Exit(FAILED)
+
+
+class _Indices:
+    """A set of numbers of lines, in a bit for each."""
+
+    def __init__(self) -> None:
+        self._pages: Dict[int, bytearray] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, index: int) -> bool:
+        page, bit = divmod(index, _PAGE)
+        found = self._pages.get(page)
+        return found is not None and bool(found[bit >> 3] & 1 << (bit & 7))
+
+    def add(self, index: int) -> None:
+        if index not in self:
+            page, bit = divmod(index, _PAGE)
+            self._pages.setdefault(page, bytearray(_PAGE >> 3))[bit >> 3] |= 1 << (bit & 7)
+            self._count += 1
 
 
 @dataclass
@@ -139,76 +196,159 @@ class _Batch:
     orchestrator: "AsyncAgentOrchestrator"
     agent: str
     arguments: Mapping[str, Any]
-    window: int
+    in_order: bool
+    state_path: Optional[str]
     done: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
+    _stopped: bool = False
+    _incomplete: bool = False
+    _written: _Indices = field(default_factory=_Indices)
+    _lines: "Optional[LineReader]" = None
+    _job: "Optional[MessageBatches]" = None
+    _count: int = 0
+    _asked: Dict[int, Tuple[int, object]] = field(default_factory=dict)
+    _bad: Dict[int, List[bytes]] = field(default_factory=dict)
 
-    async def run(self, source: int, target: int, advance: Callable[[], None]) -> None:
-        """Execute every line of ``source`` and write a line for each to ``target``, in the order of completion."""
-        import asyncio
+    def go_on(self, target: int, out: str) -> None:
+        """Keep the results of a run that was interrupted, without the line that it had not finished.
 
-        from ._lines import LineWriter, read_lines
+        :raises CommandError: if there is something else in the file.
+        """
+        from ._lines import mend_lines
 
-        under_way: Set[asyncio.Task[None]] = set()
-        lines = read_lines(source)
+        for number, line in mend_lines(target):
+            row = _ROW.match(line or b"")
+            if row is None:
+                raise CommandError(f"line {number + 1} of {out!r} is no result of a task: give another --out")
+            self._written.add(int(row.group(1)))
+
+    def stop(self) -> None:
+        """Let what is under way come to its end, and begin nothing else."""
+        from ._loop import STOPPING, STOPPING_BATCHES
+
+        note(STOPPING if self._job is None else STOPPING_BATCHES)
+        self._stopped = True
+        if self._job is not None:
+            self._job.stop()
+        self.orchestrator.stop()
+        if self._lines is not None:
+            self._lines.stop()
+
+    async def run(self, source: int, target: int, advance: Callable[[], None], *, keep: bool) -> None:
+        """Execute every line of ``source`` and write a line for each to ``target``.
+
+        :param keep: go on behind what is written.
+        """
+        from ._lines import LineReader, LineWriter
+
         async with self.orchestrator, LineWriter(target) as writer:
-            if stat.S_ISREG(os.fstat(target).st_mode):
+            if not keep and stat.S_ISREG(os.fstat(target).st_mode):
                 # Only now: settings that turn out wrong must not cost the results of the last run.
                 os.ftruncate(target, 0)
+            self._lines = LineReader(source)
+            if self.state_path is not None:
+                self._job = self.orchestrator.batches(self.state_path, **self.arguments)
+            if self._stopped:
+                self.stop()
+            results = self._results(self._tasks(self._lines, writer, advance))
             try:
-                async for line in lines:
-                    if len(under_way) >= self.window:
-                        await _first(under_way)
-                    under_way.add(asyncio.create_task(self._execute(line, writer.write, advance)))
-                while under_way:
-                    await _first(under_way)
+                async for number, result in results:
+                    await self._write_bad(number, writer, advance)
+                    await self._write_result(self._asked.pop(number), result, writer, advance)
+                await self._write_bad(self._count, writer, advance)
             finally:
-                await lines.aclose()
-                for task in under_way:
-                    task.cancel()
-                await asyncio.gather(*under_way, return_exceptions=True)
+                await results.aclose()
 
     def summary(self) -> str:
         """Return one line on what happened."""
         from ._execution import usd
 
-        totals = self.orchestrator.totals
+        totals, seconds = self.orchestrator.totals, time.monotonic() - self.started
+        there = f"; {len(self._written)} were there already" if self._written else ""
+        if self._job is not None and self._job.under_way:
+            there += f"; batches under way: {', '.join(str(batch.id) for batch in self._job.under_way)}"
         return (
             f"{self.done} tasks: {totals.hits} hits, {self.failed} failed, {totals.calls} API calls; "
-            f"{usd(totals.usd_spent)} spent, {usd(totals.usd_saved)} saved; {time.monotonic() - self.started:.1f} s"
+            f"{usd(totals.usd_spent)} spent, {usd(totals.usd_saved)} saved; {seconds:.1f} s{there}"
         )
 
-    async def _execute(self, line: "Line", write: Callable[[bytes], Any], advance: Callable[[], None]) -> None:
+    async def _results(
+        self, tasks: AsyncGenerator[Tuple[str, str], None]
+    ) -> "AsyncGenerator[Tuple[int, AgentResult], None]":
+        in_flight = WINDOW + self.orchestrator.settings.max_concurrent
+        if not self.in_order:
+            if self._job is not None:
+                numbered = self._job.results(tasks)
+            else:
+                numbered = self.orchestrator.execute_as_completed(tasks, in_flight=in_flight, **self.arguments)
+            try:
+                async for item in numbered:
+                    yield item
+            finally:
+                await numbered.aclose()
+            return
+        results, number = self.orchestrator.stream_many(tasks, in_flight=in_flight, **self.arguments), 0
+        try:
+            async for result in results:
+                yield number, result
+                number += 1
+        finally:
+            await results.aclose()
+
+    async def _tasks(
+        self, lines: "LineReader", writer: "LineWriter", advance: Callable[[], None]
+    ) -> AsyncGenerator[Tuple[str, str], None]:
+        async for index, text in lines:
+            if index in self._written:
+                advance()
+                continue
+            try:
+                task, agent, identifier = parse_task(text)
+            except (ValueError, RecursionError) as error:
+                problem = f"line {index + 1} is no task: {error}"
+                row = {"index": index, "agent": self.agent, "success": False, "output": "", "errors": [problem]}
+                self._bad.setdefault(self._count, []).append(_json({**row, "metadata": None}))
+                if not self.in_order:
+                    await self._write_bad(self._count, writer, advance)
+                continue
+            self._asked[self._count] = index, identifier
+            self._count += 1
+            yield agent or self.agent, task
+
+    async def _write_bad(self, number: int, writer: "LineWriter", advance: Callable[[], None]) -> None:
+        """Write what became of the lines before a task that are none."""
+        for row in self._bad.pop(number, ()):
+            await self._write(row, writer, advance, failed=True)
+
+    async def _write_result(
+        self, asked: Tuple[int, object], result: "AgentResult", writer: "LineWriter", advance: Callable[[], None]
+    ) -> None:
+        from .._errors import StoppedError
         from ._execution import result_row
 
-        index, text = line
+        if isinstance(result.error, StoppedError):
+            self._incomplete = True
+            return
+        index, identifier = asked
         row: Dict[str, object] = {"index": index}
-        try:
-            task, agent, identifier = parse_task(text)
-        except (ValueError, RecursionError) as error:
-            problem = f"line {index + 1} is no task: {error}"
-            row.update(agent=self.agent, success=False, output="", errors=[problem], metadata=None)
-        else:
-            if identifier is not None:
-                row["id"] = identifier
-            result = await self.orchestrator.execute_agent(agent or self.agent, task, **self.arguments)
-            row.update(result_row(result))
-        # A lone surrogate is written as its JSON escape, which is what UTF-8 cannot carry otherwise.
-        data = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-        await write(data)
+        if identifier is not None:
+            row["id"] = identifier
+        row.update(result_row(result))
+        await self._write(_json(row), writer, advance, failed=not result.success)
+
+    async def _write(self, row: bytes, writer: "LineWriter", advance: Callable[[], None], *, failed: bool) -> None:
+        if self.in_order and self._incomplete:
+            return  # one before it is missing; it is in the cache
+        await writer.write(row)
         self.done += 1
-        self.failed += not row["success"]
+        self.failed += failed
         advance()
 
 
-async def _first(under_way: "Set[asyncio.Task[None]]") -> None:
-    import asyncio
-
-    done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        under_way.discard(task)
-        task.result()
+def _json(row: Mapping[str, object]) -> bytes:
+    # A lone surrogate is written as its JSON escape, which is what UTF-8 cannot carry otherwise.
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def parse_task(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
@@ -243,8 +383,8 @@ def parse_task(text: Optional[bytes]) -> Tuple[str, Optional[str], object]:
 
 
 @contextmanager
-def opened(tasks: str, out: str) -> "Iterator[Tuple[int, int]]":
-    """Open both files unbuffered, before anything is paid for."""
+def opened(tasks: str, out: str, *, resume: bool = False) -> "Iterator[Tuple[int, int]]":
+    """Open both files unbuffered, before anything is paid for; with ``resume`` also to read what was written."""
     source = sys.stdin.fileno() if tasks == "-" else _open(tasks, os.O_RDONLY, "read")
     target = -1
     try:
@@ -253,7 +393,9 @@ def opened(tasks: str, out: str) -> "Iterator[Tuple[int, int]]":
         else:
             if Path(out).exists() and os.path.samestat(os.fstat(source), Path(out).stat()):
                 raise CommandError(f"{out!r} is also the file of tasks: give another name to --out")
-            target = _open(out, os.O_WRONLY | os.O_CREAT, "write")
+            target = _open(out, (os.O_RDWR if resume else os.O_WRONLY) | os.O_CREAT, "write")
+            if resume and not stat.S_ISREG(os.fstat(target).st_mode):
+                raise CommandError(f"--resume cannot read {out!r} back, which is no file: give the path of a file")
         try:
             yield source, target
         except BrokenPipeError:

@@ -11,6 +11,7 @@ from ._failure import CommandError
 
 __all__ = [
     "AgentArgument",
+    "BatchAPIOption",
     "CacheOption",
     "ConfigOption",
     "DeadlineOption",
@@ -39,6 +40,14 @@ __all__ = [
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The name of an agent in claude.json.")]
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="What to do; - reads it from standard input.")]
+BatchAPIOption = Annotated[
+    bool,
+    typer.Option(
+        "--batch-api",
+        help="Send what is not in the cache through the API for message batches: within a day, at half the price. "
+        "What is under way is remembered in a file; the same command picks it up after an interruption.",
+    ),
+]
 CacheOption = Annotated[
     Optional[str],
     typer.Option(

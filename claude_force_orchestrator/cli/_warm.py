@@ -12,6 +12,7 @@ from typing_extensions import Annotated
 from ._console import note, progress
 from ._failure import FAILED, CommandError, report
 from ._options import (
+    BatchAPIOption,
     CacheOption,
     ConfigOption,
     DeadlineOption,
@@ -28,7 +29,9 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
+    from .._message_batches import MessageBatches
     from .._orchestrator import AsyncAgentOrchestrator
+    from ._lines import LineReader
 
 __all__ = ["warm"]
 
@@ -46,6 +49,7 @@ def warm(
     agent: Annotated[
         Optional[str], typer.Option("--agent", metavar="NAME", help="The agent of lines that name none.")
     ] = None,
+    batch_api: BatchAPIOption = False,
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 4096,
     temperature: TemperatureOption = None,
@@ -67,6 +71,8 @@ def warm(
     from ._loop import GOES_ON, run_command
     from ._map import count_tasks, opened
 
+    if batch_api and tasks == "-":
+        raise CommandError("--batch-api needs a file of tasks: beside it is remembered what is under way")
     orchestrator = make_orchestrator(
         config,
         timeout=timeout,
@@ -89,11 +95,13 @@ def warm(
         total = count_tasks(source)
         with progress() as bar:
             shown = bar.add_task("warm", total=total)
-            warming = _Warming(orchestrator, agent, arguments, lambda: bar.advance(shown))
-            run_command(
-                warming.run(source),
-                interrupted=GOES_ON,
-            )
+            state_path = f"{tasks}.batches" if batch_api else None
+            warming = _Warming(orchestrator, agent, arguments, lambda: bar.advance(shown), state_path)
+            try:
+                run_command(warming.run(source), interrupted=GOES_ON, stop=warming.stop)
+            except CommandError:
+                note(warming.summary())
+                raise
     note(warming.summary())
     if warming.failed:
         raise typer.Exit(FAILED)
@@ -107,20 +115,52 @@ class _Warming:
     agent: Optional[str]
     arguments: Mapping[str, Any]
     advance: Callable[[], None]
+    state_path: Optional[str] = None
     hits: int = 0
     made: int = 0
     failed: int = 0
     started: float = field(default_factory=time.monotonic)
     _count: int = 0
-    _lines: Dict[int, int] = field(default_factory=dict)
+    _stopped: bool = False
+    _lines: "Optional[LineReader]" = None
+    _job: "Optional[MessageBatches]" = None
+    _asked: Dict[int, int] = field(default_factory=dict)
+
+    def stop(self) -> None:
+        """Let what is under way come to its end, and begin nothing else."""
+        from ._loop import STOPPING, STOPPING_BATCHES
+
+        note(STOPPING if self._job is None else STOPPING_BATCHES)
+        self._stopped = True
+        if self._job is not None:
+            self._job.stop()
+        self.orchestrator.stop()
+        if self._lines is not None:
+            self._lines.stop()
 
     async def run(self, source: int) -> None:
         """Ask every task of ``source``."""
+        from .._errors import StoppedError
+        from ._lines import LineReader
+        from ._map import WINDOW
+
         async with self.orchestrator:
-            results = self.orchestrator.execute_as_completed(self._tasks(source), **self.arguments)
+            self._lines = LineReader(source)
+            if self.state_path is not None:
+                self._job = self.orchestrator.batches(self.state_path, **self.arguments)
+            if self._stopped:
+                self.stop()
+            tasks = self._tasks(self._lines)
+            if self._job is not None:
+                results = self._job.results(tasks)
+            else:
+                in_flight = WINDOW + self.orchestrator.settings.max_concurrent
+                results = self.orchestrator.execute_as_completed(tasks, in_flight=in_flight, **self.arguments)
             try:
                 async for number, result in results:
-                    line = self._lines.pop(number)
+                    line = self._asked.pop(number)
+                    if isinstance(result.error, StoppedError):
+                        continue
                     for error in result.errors:
                         self._fail(line, error)
                     if result.success and result.metadata.truncated:
@@ -144,29 +184,24 @@ class _Warming:
             f"{self.failed} failed; {usd(totals.usd_spent)} spent; {time.monotonic() - self.started:.1f} s"
         )
 
-    async def _tasks(self, source: int) -> AsyncGenerator[Tuple[str, str], None]:
-        from ._lines import read_lines
+    async def _tasks(self, lines: "LineReader") -> AsyncGenerator[Tuple[str, str], None]:
         from ._map import parse_task
 
-        lines = read_lines(source)
-        try:
-            async for index, text in lines:
-                try:
-                    task, own, _ = parse_task(text)
-                    agent = own or self.agent
-                    if agent is None:
-                        raise ValueError("it names no agent, and there is no --agent")
-                    if agent in self.orchestrator.settings.exclude_agents:
-                        raise ValueError(f"agent {agent!r} is excluded from the cache")
-                except (ValueError, RecursionError) as error:
-                    self._fail(index + 1, str(error))
-                    self.advance()
-                    continue
-                self._lines[self._count] = index + 1
-                self._count += 1
-                yield agent, task
-        finally:
-            await lines.aclose()
+        async for index, text in lines:
+            try:
+                task, own, _ = parse_task(text)
+                agent = own or self.agent
+                if agent is None:
+                    raise ValueError("it names no agent, and there is no --agent")
+                if agent in self.orchestrator.settings.exclude_agents:
+                    raise ValueError(f"agent {agent!r} is excluded from the cache")
+            except (ValueError, RecursionError) as error:
+                self._fail(index + 1, str(error))
+                self.advance()
+                continue
+            self._asked[self._count] = index + 1
+            self._count += 1
+            yield agent, task
 
     def _fail(self, line: int, reason: str) -> None:
         self.failed += 1

@@ -11,14 +11,16 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_force_orchestrator.cli import _lines
+from claude_force_orchestrator.cli import _lines, _map
 from claude_force_orchestrator.demo._standin import StandIn
+
+NEWLINE = b"\n"
 
 
 def write_tasks(folder: Path, *lines: Any) -> Path:
@@ -173,29 +175,108 @@ def test_a_reader_that_leaves_early_ends_it_quietly(cli: Any, api: Any, project:
     assert process.returncode == 141
 
 
-def test_ctrl_c_leaves_whole_lines_and_the_next_run_goes_on(cli: Any, project: Path, llmock_python: str) -> None:
-    write_tasks(project, *(f"Review f{number}()." for number in range(200)))
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [[], ["--in-order"]])
+def test_an_interruption_loses_no_call_and_resume_goes_on(
+    cli: Any, project: Path, llmock_python: str, options: List[str], signal_sent: int
+) -> None:
+    write_tasks(project, *(f"Review f{number}()." for number in range(120)))
     results = project / "results.jsonl"
+    command = ("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl", *options)
     with StandIn(latency_ms=50, python=llmock_python) as slow:
         cli.environment["ANTHROPIC_BASE_URL"] = slow.base_url
-        process = cli.start("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl", stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 60
-        while not (results.exists() and results.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert err.decode().count("\n") == 1
-        assert err.decode().startswith("error: interrupted: ")
-        written = len(read_results(results))
-        assert 0 < written < 200
-        paid = slow.requests()
-        done = cli("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl")
+        written = 0
+        for _ in range(2):
+            process = cli.start(*command, "--resume", stderr=subprocess.PIPE)
+            deadline = time.monotonic() + 60
+            while len(slow.journal()) <= written and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal_sent)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 130
+            lines = err.decode().splitlines()
+            assert [line.partition(":")[0] for line in lines] == ["stopping", lines[1].partition(":")[0], "error"]
+            assert "API calls" in lines[1]
+            assert "--resume" in lines[2]
+            rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+            assert all(row["success"] for row in rows)
+            if options:
+                assert [row["index"] for row in rows] == list(range(len(rows)))
+            else:
+                assert slow.requests() == len(rows)
+            written = slow.requests()
+            assert 0 < written < 120
+        half = results.read_bytes()
+        with results.open("ab") as file:
+            file.write(b'{"index":119,"agent":"reviewer","succ')  # a line that was being written when it died
+        done = cli(*command, "--resume")
         assert done.code == 0
-        assert len(read_results(results)) == 200
-        # Calls that were under way at the interruption were lost with it, ten at most.
-        assert 200 <= slow.requests() <= 210
-        assert paid < 200
+        assert f"{half.count(NEWLINE)} were there already" in done.err
+        assert results.read_bytes().startswith(half)
+        assert [row["index"] for row in read_results(results)] == list(range(120))
+        assert slow.requests() == 120
+
+
+def test_resume_asks_only_what_is_not_there(cli: Any, api: Any, project: Path) -> None:
+    write_tasks(project, "Review a().", b"no task", "Review b().", "", "Review c().")
+    command = ("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl", "--no-store", "--resume")
+    assert cli(*command).code == 1
+    rows = (project / "results.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(rows) == 5
+    assert api.requests() == 3
+    assert cli(*command).err.startswith("0 tasks: 0 hits, 0 failed, 0 API calls; ")
+    (project / "results.jsonl").write_bytes(b"".join(row for row in rows if b'"index":2' not in row))
+    done = cli(*command)
+    assert done.err.startswith("1 tasks: 0 hits, 0 failed, 1 API calls; ")
+    assert done.err.endswith("; 4 were there already\n")
+    assert [row["index"] for row in read_results(project / "results.jsonl")] == list(range(5))
+    assert api.requests() == 4
+
+
+def test_resume_touches_nothing_that_is_not_its_own(cli: Any, api: Any, project: Path) -> None:
+    write_tasks(project, "Review a().")
+    (project / "results.jsonl").write_text('{"index":0,"success":true}\nmy diary\n')
+    command = ("map", "reviewer", "tasks.jsonl", "--resume")
+    cli(*command, "--out", "results.jsonl").assert_refused("line 2 of 'results.jsonl'", "--out")
+    cli(*command).assert_refused("--resume needs --out")
+    cli(*command, "--out", "/dev/null").assert_refused("no file")
+    assert (project / "results.jsonl").read_text() == '{"index":0,"success":true}\nmy diary\n'
+    assert api.requests() == 0
+
+
+def test_results_in_the_order_of_the_tasks(cli: Any, api: Any, project: Path) -> None:
+    lines = [b"no task", *(f"Review f{number}()." for number in range(0, 40, 2)), b"[]", b"{}", "Review g().", b"7"]
+    write_tasks(project, *lines)
+    cli("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl")
+    write_tasks(project, *lines[:10], "Review new().", *lines[10:])
+    done = cli("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl", "--in-order")
+    assert done.code == 1
+    rows = [json.loads(line) for line in (project / "results.jsonl").read_text("utf-8").splitlines()]
+    assert [row["index"] for row in rows] == list(range(len(lines) + 1))
+    assert [row["index"] for row in rows if not row["success"]] == [0, 22, 23, 25]
+    assert [row["index"] for row in rows if row["success"] and not row["metadata"]["cached"]] == [10]
+
+
+@given(st.binary(max_size=60), st.sampled_from([1, 3, 1 << 18]))
+def test_a_line_that_was_not_written_to_its_end_is_cut_off(data: bytes, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile() as file:
+        patch.setattr(_lines, "_CHUNK", chunk)
+        file.write(data)
+        file.flush()
+        whole = data[: data.rfind(b"\n") + 1]
+        expected = [(number, line) for number, line in enumerate(whole.split(b"\n")) if line.strip()]
+        assert list(_lines.mend_lines(file.fileno())) == expected
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == os.fstat(file.fileno()).st_size == len(whole)
+
+
+@given(st.sets(st.integers(0, 20_000)), st.integers(0, 20_000))
+def test_a_set_of_line_numbers(numbers: Set[int], other: int) -> None:
+    indices = _map._Indices()
+    for number in [*numbers, *numbers]:
+        indices.add(number)
+    assert len(indices) == len(numbers)
+    assert all(number in indices for number in numbers)
+    assert (other in indices) == (other in numbers)
 
 
 class _FallsSilent(ThreadingHTTPServer):
@@ -263,9 +344,16 @@ def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) ->
                 time.sleep(0.01)
             time.sleep(1)  # for those that there may not be
             assert server.waiting == 300
-        finally:
+            # The first one would wait for all of them.
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith(b"stopping: ")
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
+            assert process.returncode == 130
+        finally:
+            process.kill()
+            process.wait()
             server.ended.set()
             server.shutdown()
             thread.join()

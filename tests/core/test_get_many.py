@@ -139,3 +139,36 @@ def test_a_store_that_is_absent_costs_misses_and_what_the_tier_has_is_found() ->
             assert cache.stats().errors > 0
 
     asyncio.run(main())
+
+
+def test_entries_looked_up_in_bulk_are_those_looked_up_singly_and_misses_are_not_counted(tmp_path: Path) -> None:
+    clock = ManualClock()
+
+    async def main() -> None:
+        async with open_cache(f"disk://{tmp_path}", clock=clock, secrets=SECRET, tier_bytes=0) as cache:
+            await cache.set("old", 1)
+            await cache.set("brief", 2, ttl=5)
+            clock.now += 10
+            await cache.set("young", 3)
+            keys = ["old", "brief", "nothing", "young", "old"]
+            for max_age in (None, 10, 20, 0):
+                entries = await cache.get_entries(keys, max_age=max_age)
+                assert entries == [await cache.get_entry(key, max_age=max_age) for key in keys]
+                assert [entry and entry.value for entry in entries][1:3] == [None, None]
+            counted = cache.stats()
+            assert await cache.get_entries(["nothing", "old"]) == [None, await cache.get_entry("old")]
+            assert (cache.stats().hits, cache.stats().misses) == (counted.hits + 2, counted.misses)
+            with pytest.raises(ValueError, match="max_age is -1"):
+                await cache.get_entries(keys, max_age=-1)
+
+    asyncio.run(main())
+
+
+def test_the_blocking_twin_looks_up_entries() -> None:
+    cache: Cache[Any] = open_cache("memory://", secrets=SECRET)
+    with BlockingCache(cache) as twin:
+        twin.set("a", 1)
+        missing, found = twin.get_entries(["b", "a"])
+        assert missing is None
+        assert found is not None
+        assert found.value == 1
