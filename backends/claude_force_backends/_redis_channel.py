@@ -2,28 +2,25 @@
 
 redis-py's own pools, pipelines and cluster client lose a connection, or hand a reply to the wrong caller, when
 they are cancelled at certain points, and wait for minutes on a silent server. Here a connection goes back only
-after every reply was read; in every other case it is cut. Deadlines are the caller's, by cancellation.
+after every reply was read; in every other case it is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import AsyncGenerator, Callable, Deque, List, Optional, Sequence, Tuple, Union
+from typing import AsyncGenerator, Callable, Deque, List, Optional, Sequence
 
-from redis.asyncio.connection import AbstractConnection
+import anyio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ._redis_link import Command, Link, Reply
 from ._redis_scripts import SCRIPTS
 from ._redis_server import Server
 
-__all__ = ["Argument", "Channel", "Command", "Reply", "cut"]
-
-Argument = Union[str, bytes, int]
-Command = Tuple[Argument, ...]
-Reply = object
-"""What the server said to a command; an error is a ``ResponseError``."""
+__all__ = ["Channel"]
 
 _TEXTS = {script.sha: script.text for script in SCRIPTS.values()}
 
@@ -33,8 +30,8 @@ class Channel:
 
     :param server: what to connect to.
     :param size: how many connections there may be; further callers queue in order.
-    :param given_up: told when a caller is cancelled while it waits for the server, with the seconds for which the
-        server had said nothing to anybody.
+    :param given_up: told when a caller gives up or is cancelled while it waits for the server, with the seconds for
+        which the server had said nothing to anybody.
     """
 
     def __init__(self, server: Server, size: int, given_up: Optional[Callable[[float], None]] = None) -> None:
@@ -43,35 +40,42 @@ class Channel:
         self._given_up = given_up
         self._unmade = size
         self._heard = 0.0
-        self._idle: List[AbstractConnection] = []
-        self._waiting: Deque[asyncio.Future[AbstractConnection]] = deque()
+        self._idle: List[Link] = []
+        # Each waits for a connection, or for None: the permission to make one.
+        self._waiting: Deque[asyncio.Future[Optional[Link]]] = deque()
         self._closed = False
         self._end: Optional[AsyncGenerator[None, None]] = None
 
-    async def exchange(self, commands: Sequence[Command], *, repeatable: bool, asking: bool = False) -> List[Reply]:
+    async def exchange(
+        self, commands: Sequence[Command], end: float, *, repeatable: bool, asking: bool = False
+    ) -> List[Reply]:
         """Return the replies to ``commands``. A script that the server does not know yet is sent in full.
 
+        :param end: the time of the event loop at which to give up, with queueing and connecting.
         :param repeatable: whether the commands may be sent again on a new connection if the first one,
             which had been idle, turns out to be closed by the server.
         :param asking: whether the commands are about a slot that is just being moved to the server.
+        :raises RedisTimeoutError: if it is too late.
         :raises RedisError: or OSError, if the server does not answer.
         """
         if self._end is None:
             # asyncio.run closes async generators before it closes the loop: the last chance to close sockets.
             self._end = self._closing_with_the_loop()
             await self._end.__anext__()
-        replies = await self._exchange(commands, repeatable, asking)
+        replies = await self._exchange(commands, end, repeatable, asking)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
             in_full: List[Command] = [("EVAL", _TEXTS[str(commands[i][1])], *commands[i][2:]) for i in unknown]
-            for index, reply in zip(unknown, await self._exchange(in_full, repeatable, asking)):
+            for index, reply in zip(unknown, await self._exchange(in_full, end, repeatable, asking)):
                 replies[index] = reply
         return replies
 
     def cut_idle(self) -> None:
-        """Cut the connections that nobody is using. They connect anew when they are used."""
-        for connection in self._idle:
-            cut(connection)
+        """Cut the connections that nobody is using."""
+        idle, self._idle = self._idle, []
+        self._unmade += len(idle)
+        for link in idle:
+            link.cut()
 
     def abort(self) -> None:
         """Cut every connection, those in use as soon as they are given back. Runs on the channel's loop."""
@@ -84,82 +88,79 @@ class Channel:
         if self._end is not None:
             await self._end.aclose()
 
-    async def _exchange(self, commands: Sequence[Command], repeatable: bool, asking: bool) -> List[Reply]:
-        connection = await self._acquire()
+    async def _exchange(self, commands: Sequence[Command], end: float, repeatable: bool, asking: bool) -> List[Reply]:
+        if asking:
+            commands = [part for command in commands for part in (("ASKING",), command)]
+        link = self._take()
+        if link is None:
+            link = await self._acquire(end)
         began = self.loop.time()
         try:
-            reused = connection.is_connected
-            try:
-                replies = await self._send(connection, commands, asking)
-            except RedisConnectionError:
-                # The idle ones have probably met the same fate, a restart or a time-out of the server's.
-                self.cut_idle()
-                if not (reused and repeatable):
-                    raise
-                replies = await self._send(connection, commands, asking)
+            replies = None
+            if link is not None:
+                try:
+                    replies = await link.ask(commands, end)
+                except RedisConnectionError:
+                    # The idle ones have probably met the same fate, a restart or a time-out of the server's.
+                    self.cut_idle()
+                    if not repeatable:
+                        raise
+            if replies is None:
+                link = None
+                link = await self._connect(end)
+                replies = await link.ask(commands, end)
             self._heard = self.loop.time()
-            return replies
-        except BaseException as error:
-            cut(connection)
-            if self._given_up is not None and isinstance(error, asyncio.CancelledError):
+            return replies[1::2] if asking else replies
+        except (asyncio.CancelledError, RedisTimeoutError):
+            if self._given_up is not None:
                 self._given_up(self.loop.time() - max(began, self._heard))
             raise
         finally:
-            self._release(connection)
+            self._release(link)
 
-    async def _send(self, connection: AbstractConnection, commands: Sequence[Command], asking: bool) -> List[Reply]:
-        if not connection.is_connected:
-            try:
-                await connection.connect()  # type: ignore[no-untyped-call]  # the client's signature has no types
-            except (ValueError, RecursionError) as error:
-                raise _nonsense(error) from None
-        writer = connection._writer
-        assert writer is not None  # noqa: S101 - it is connected
-        transport = writer.transport
-        if asking:
-            commands = [part for command in commands for part in (("ASKING",), command)]
-        try:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            replies: List[Reply] = []
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-                except (ValueError, RecursionError) as error:
-                    raise _nonsense(error) from None
-        except BaseException:
-            # The client has disconnected by now, but politely: its transport would wait until everything that
-            # was written is sent, on a silent server for ever.
-            transport.abort()
-            raise
-        return replies[1::2] if asking else replies
+    async def _connect(self, end: float) -> Link:
+        with anyio.move_on_after(max(0.0, end - self.loop.time())):
+            return await Link.connect(self.server.connection())
+        raise RedisTimeoutError("no connection")
 
-    async def _acquire(self) -> AbstractConnection:
-        if self._idle:
-            return self._idle.pop()
+    def _take(self) -> Optional[Link]:
+        """Return a connection that is idle, if there is one."""
+        while self._idle:
+            link = self._idle.pop()
+            if link.works:
+                return link
+            self._unmade += 1
+        return None
+
+    async def _acquire(self, end: float) -> Optional[Link]:
+        """Return a connection as soon as somebody gives one back, or None if one may be made."""
         if self._unmade:
-            connection = self.server.connection()
             self._unmade -= 1
-            return connection
-        turn: asyncio.Future[AbstractConnection] = self.loop.create_future()
+            return None
+        turn: asyncio.Future[Optional[Link]] = self.loop.create_future()
         self._waiting.append(turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release(turn.result())
-            raise
+        with anyio.move_on_after(max(0.0, end - self.loop.time())):
+            try:
+                return await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._release(turn.result())
+                raise
+        raise RedisTimeoutError("no connection was free")
 
-    def _release(self, connection: AbstractConnection) -> None:
-        if self._closed:
-            cut(connection)
+    def _release(self, link: Optional[Link]) -> None:
+        if link is not None and (self._closed or not link.works):
+            link.cut()
+            link = None
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(connection)
+                turn.set_result(link)
                 return
-        self._idle.append(connection)
+        if link is None:
+            self._unmade += 1
+        else:
+            self._idle.append(link)
 
     async def _closing_with_the_loop(self) -> AsyncGenerator[None, None]:
         try:
@@ -168,16 +169,3 @@ class Channel:
             self.abort()
             # The transports close their sockets in the loop's next turn.
             await asyncio.sleep(0)
-
-
-def _nonsense(error: Exception) -> InvalidResponse:
-    """Return the error for what the client says of a length that is none, or of a line or a list without end."""
-    return InvalidResponse(f"it answers what Redis does not: {type(error).__name__}")
-
-
-def cut(connection: AbstractConnection) -> None:
-    """Close without waiting. A connection that was cut connects again when it is used."""
-    # The client's own method is a coroutine, which cannot run in a callback of the loop.
-    writer, connection._reader, connection._writer = connection._writer, None, None
-    if writer is not None:
-        writer.transport.abort()

@@ -15,12 +15,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
 
 import anyio
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_force_cache import BackendUnavailableError, CacheError, PartlyUnavailableError
 
-from ._redis_channel import Channel, Command, Reply
+from ._redis_channel import Channel
 from ._redis_errors import is_moving, reason_of, translated
 from ._redis_layout import SLOTS
+from ._redis_link import Command, Reply
 from ._redis_router import SILENCE, Guides, Outcome, Request, Router, late
 from ._redis_server import Deployment, Server
 
@@ -175,18 +177,17 @@ class Cluster(Router):
         commands: List[Command] = [call.requests[index].command for index in indexes]
         began = self.loop.time()
         try:
-            with anyio.move_on_after(max(0.0, call.end - began)):
-                replies = await node.channel.exchange(commands, repeatable=call.repeatable, asking=asking)
-                self._note(call, node, indexes, replies, self.loop.time() - began)
-                return
+            replies = await node.channel.exchange(commands, call.end, repeatable=call.repeatable, asking=asking)
+        except RedisTimeoutError:
+            call.fail(indexes, self._part(late(node.channel.server, self._timeout), node))
         except (RedisError, OSError) as error:
             node.failed(reason_of(error), self.loop.time() - began)
             call.fail(indexes, self._part(translated(error, node.channel.server), node))
             if call.repeatable:
                 call.lost = True
                 call.again += indexes
-            return
-        call.fail(indexes, self._part(late(node.channel.server, self._timeout), node))
+        else:
+            self._note(call, node, indexes, replies, self.loop.time() - began)
 
     def _note(self, call: _Call, node: _Node, indexes: List[int], replies: List[Reply], seconds: float) -> None:
         down = None

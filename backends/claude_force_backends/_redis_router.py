@@ -12,11 +12,13 @@ from typing import AsyncIterator, List, NamedTuple, Optional, Sequence, Union, c
 
 import anyio
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from claude_force_cache import BackendUnavailableError, CacheError
 
-from ._redis_channel import Channel, Command, Reply
+from ._redis_channel import Channel
 from ._redis_errors import is_demoted, is_moving, translated
+from ._redis_link import Command, Reply
 from ._redis_server import Deployment, Server
 
 __all__ = ["SILENCE", "Guides", "Outcome", "Request", "Router", "Sentinel", "Standalone", "late"]
@@ -107,18 +109,18 @@ class Standalone(Router):
     async def outcomes(self, requests: Sequence[Request], *, repeatable: bool, patient: bool = True) -> List[Outcome]:
         """See :meth:`Router.outcomes`."""
         commands = [request.command for request in requests]
-        # Before Python 3.12, asyncio.wait_for forgets a cancellation that comes together with the reply.
-        with anyio.move_on_after(self._timeout):
-            try:
-                replies = await self._channel.exchange(commands, repeatable=repeatable)
-                if any(map(is_demoted, replies)):
-                    # The name may belong to another server by now.
-                    self._channel.cut_idle()
-                    replies = await self._channel.exchange(commands, repeatable=repeatable)
-                return replies
-            except (RedisError, OSError) as error:
-                raise translated(error, self._deployment) from error
-        raise late(self._deployment, self._timeout)
+        end = self.loop.time() + self._timeout
+        try:
+            replies = await self._channel.exchange(commands, end, repeatable=repeatable)
+            if any(map(is_demoted, replies)):
+                # The name may belong to another server by now.
+                self._channel.cut_idle()
+                replies = await self._channel.exchange(commands, end, repeatable=repeatable)
+            return replies
+        except RedisTimeoutError as error:
+            raise late(self._deployment, self._timeout) from error
+        except (RedisError, OSError) as error:
+            raise translated(error, self._deployment) from error
 
     async def subscribable(self) -> Server:
         """See :meth:`Router.subscribable`."""
@@ -153,14 +155,15 @@ class Guides:
         bound = self._timeout / (len(self._channels) + 1)
         for channel in list(self._channels):
             answer: Union[List[object], CacheError] = late(channel.server, bound)
-            with anyio.move_on_after(bound):
-                try:
-                    (reply,) = await channel.exchange([command], repeatable=True)
-                    if isinstance(reply, ResponseError):
-                        raise reply
-                    answer = reply if isinstance(reply, list) else []
-                except (RedisError, OSError) as error:
-                    answer = translated(error, channel.server)
+            try:
+                (reply,) = await channel.exchange([command], channel.loop.time() + bound, repeatable=True)
+                if isinstance(reply, ResponseError):
+                    raise reply
+                answer = reply if isinstance(reply, list) else []
+            except RedisTimeoutError:
+                pass
+            except (RedisError, OSError) as error:
+                answer = translated(error, channel.server)
             if isinstance(answer, CacheError):
                 self._put_last(channel)
             yield answer
@@ -198,18 +201,19 @@ class Sentinel(Router):
     async def outcomes(self, requests: Sequence[Request], *, repeatable: bool, patient: bool = True) -> List[Outcome]:
         """See :meth:`Router.outcomes`."""
         commands = [request.command for request in requests]
-        with anyio.move_on_after(self._timeout):
-            try:
-                return await self._exchange(commands, repeatable)
-            except (RedisError, OSError) as error:
-                raise translated(error, self._where()) from error
-        raise late(self._where(), self._timeout)
+        try:
+            return await self._exchange(commands, self.loop.time() + self._timeout, repeatable)
+        except RedisTimeoutError as error:
+            raise late(self._where(), self._timeout) from error
+        except (RedisError, OSError) as error:
+            raise translated(error, self._where()) from error
 
     async def subscribable(self) -> Server:
         """See :meth:`Router.subscribable`."""
-        with anyio.move_on_after(self._timeout):
-            return (await self._find()).server
-        raise late(self._where(), self._timeout)
+        try:
+            return (await self._find(self.loop.time() + self._timeout)).server
+        except RedisTimeoutError as error:
+            raise late(self._where(), self._timeout) from error
 
     def abort(self) -> None:
         """See :meth:`Router.abort`."""
@@ -223,23 +227,30 @@ class Sentinel(Router):
         if self._master is not None:
             await self._master.close()
 
-    async def _exchange(self, commands: Sequence[Command], repeatable: bool) -> List[Reply]:
-        master = await self._find()
+    async def _exchange(self, commands: Sequence[Command], end: float, repeatable: bool) -> List[Reply]:
+        master = self._master if self._master is not None and self._is_known else await self._find(end)
         try:
-            replies = await master.exchange(commands, repeatable=repeatable)
+            replies = await master.exchange(commands, end, repeatable=repeatable)
+        except RedisTimeoutError:
+            raise
         except (RedisError, OSError):
             self._is_known = False
-            other = await self._find() if repeatable else master
+            other = await self._find(end) if repeatable else master
             if other is master:
                 raise
-            return await other.exchange(commands, repeatable=repeatable)
+            return await other.exchange(commands, end, repeatable=repeatable)
         if any(map(is_demoted, replies)):
             self._is_known = False
             master.cut_idle()
-            replies = await (await self._find()).exchange(commands, repeatable=repeatable)
+            replies = await (await self._find(end)).exchange(commands, end, repeatable=repeatable)
         return replies
 
-    async def _find(self) -> Channel:
+    async def _find(self, end: float) -> Channel:
+        with anyio.move_on_after(max(0.0, end - self.loop.time())):
+            return await self._look_up()
+        raise RedisTimeoutError("no Sentinel answered")
+
+    async def _look_up(self) -> Channel:
         async with self._lock:
             if self._master is None or not self._is_known:
                 server = await self._ask()

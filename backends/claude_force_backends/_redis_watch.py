@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from claude_force_cache import BackendUnavailableError
 
-from ._redis_channel import cut
+from ._redis_link import cut
 from ._redis_server import Server
 
 __all__ = ["Watch"]

@@ -62,7 +62,7 @@ from ._redis_layout import SLOTS, Layout, record_name, slot_of
 from ._redis_scripts import HEADER_BYTES, INDEXES, SCRIPTS, VERSION_BYTES
 
 if TYPE_CHECKING:
-    from ._redis_channel import Argument, Reply
+    from ._redis_link import Argument, Reply
     from ._redis_router import Outcome, Request, Router
     from ._redis_server import Deployment
     from ._redis_watch import Watch
