@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from typing import Awaitable, Callable, Optional, Set, TypeVar
+from typing import Any, Awaitable, Callable, Dict, Optional, Set, TypeVar
 
-import anyio
 from typing_extensions import Protocol
 
 from ._errors import BackendUnavailableError, CacheError, PartlyUnavailableError
@@ -34,6 +34,10 @@ _LONGEST_PAUSE = 30.0
 
 _STALL = 0.01
 """Seconds that a timer has to be late for the event loop to have stood still."""
+
+_INSIST = 0.05
+"""Seconds after which a call that was cancelled and goes on is cancelled once more."""
+
 _logger = logging.getLogger("claude_force_cache")
 
 
@@ -44,33 +48,102 @@ class Call(Protocol):
         """Return what ``verb`` returns."""
 
 
+if sys.version_info >= (3, 11):
+
+    def _asked(task: asyncio.Task[Any]) -> int:
+        """Return how often it was asked of a task to end."""
+        return task.cancelling()
+
+    def _unask(task: asyncio.Task[Any]) -> int:
+        return task.uncancel()
+
+else:  # a task does not count, and ours hides a cancellation that comes in the same turn of the loop
+
+    def _asked(task: asyncio.Task[Any]) -> int:
+        return 0
+
+    def _unask(task: asyncio.Task[Any]) -> int:
+        return 0
+
+
 class _Deadline:
-    """Cancels a scope after ``budget`` seconds that the event loop was free to hear the answer.
+    """Until when a call may take. After that its task is cancelled, again and again until the call is over.
 
     When the loop itself stood still, the answer may have come and not have been read, and the timer would
     come first. So the time of a stall does not count, up to once more the budget.
     """
 
-    def __init__(self, scope: anyio.CancelScope, budget: float) -> None:
-        self._scope = scope
+    __slots__ = ("_asked_before", "_extension", "_task", "cancels", "due")
+
+    def __init__(self, task: asyncio.Task[Any], due: float, budget: float) -> None:
+        self._task = task
+        self._asked_before = _asked(task)
         self._extension = budget
-        self._loop = asyncio.get_running_loop()
-        self._arm(budget)
+        self.due = due
+        self.cancels = 0
 
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _arm(self, seconds: float) -> None:
-        self._due = self._loop.time() + seconds
-        self._timer = self._loop.call_later(seconds, self._expire)
-
-    def _expire(self) -> None:
-        late = min(self._loop.time() - self._due, self._extension)
-        if late < _STALL:
-            self._scope.cancel()
+    def look(self, now: float) -> None:
+        """Cancel the call if it is too late."""
+        if now < self.due:
+            return
+        late = min(now - self.due, self._extension)
+        if late < _STALL or self.cancels:
+            self.cancels += 1
+            self._task.cancel()
+            self.due = now + _INSIST
         else:
             self._extension -= late
-            self._arm(late)
+            self.due = now + late
+
+    def take_back(self) -> bool:
+        """Take the cancellations back, and return whether nobody else has cancelled the task."""
+        for _ in range(self.cancels):
+            _unask(self._task)
+        self.cancels = 0
+        return _asked(self._task) <= self._asked_before
+
+
+class _Watch:
+    """The deadlines of the calls that are under way in one event loop, with one timer for all.
+
+    To set a timer for each call, or to open a cancel scope, would cost more than a call that is answered at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._deadlines: Set[_Deadline] = set()
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._next = 0.0
+
+    def begin(self, budget: float) -> _Deadline:
+        """Watch the running task from now on."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None  # noqa: S101 - a coroutine that waits is in one
+        deadline = _Deadline(task, self._loop.time() + budget, budget)
+        self._deadlines.add(deadline)
+        if self._timer is None or deadline.due < self._next:
+            self._ring_at(deadline.due)
+        return deadline
+
+    def end(self, deadline: _Deadline) -> None:
+        """Watch it no more."""
+        self._deadlines.discard(deadline)
+        if deadline.cancels:
+            deadline.take_back()
+
+    def _ring_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = due
+        self._timer = self._loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for deadline in tuple(self._deadlines):
+            deadline.look(now)
+        if self._deadlines:
+            self._ring_at(min(deadline.due for deadline in self._deadlines))
 
 
 class Guard:
@@ -100,6 +173,7 @@ class Guard:
         self._pause = _PROBE_EVERY
         self._next_probe = 0.0
         self._probes: Set[asyncio.Future[None]] = set()
+        self._watches: Dict[asyncio.AbstractEventLoop, _Watch] = {}
 
     @property
     def outage(self) -> Optional[BackendUnavailableError]:
@@ -123,24 +197,37 @@ class Guard:
         if writes and self._refusal is not None:
             self._wait_for_turn(self._refusal)
         before = self._failures[writes]
-        with anyio.CancelScope() as scope:
-            deadline = _Deadline(scope, budget)
-            try:
-                result = await verb()
-            except PartlyUnavailableError:
+        watch = self._watch()
+        deadline = watch.begin(budget)
+        try:
+            result = await verb()
+        except PartlyUnavailableError:
+            raise
+        except BackendUnavailableError as error:
+            self._failed_since(before, error, writes)
+            raise
+        except asyncio.CancelledError:
+            if not deadline.cancels or not deadline.take_back():
                 raise
-            except BackendUnavailableError as error:
-                self._failed_since(before, error, writes)
-                raise
-            finally:
-                deadline.cancel()
-            self._failures[writes] = 0
-            if writes and self._refusal is not None:
-                self._take_writes_again()
-            return result
-        late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
-        self._failed_since(before, late, writes)
-        raise late
+            late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
+            self._failed_since(before, late, writes)
+            raise late from None
+        finally:
+            watch.end(deadline)
+        self._failures[writes] = 0
+        if writes and self._refusal is not None:
+            self._take_writes_again()
+        return result
+
+    def _watch(self) -> _Watch:
+        loop = asyncio.get_running_loop()
+        watch = self._watches.get(loop)
+        if watch is None:
+            # A new one, for it may be of another thread.
+            watches = {other: old for other, old in self._watches.items() if not other.is_closed()}
+            watch = watches[loop] = _Watch(loop)
+            self._watches = watches
+        return watch
 
     def failed(self, error: BackendUnavailableError, *, certain: bool = False, writes: bool = False) -> None:
         """Count a failure; the third in a row, or a certain one, opens the breaker, or that for writes."""

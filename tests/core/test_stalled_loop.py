@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import List, Optional
 
@@ -81,3 +82,61 @@ def test_a_caller_that_is_cancelled_is_cancelled() -> None:
         assert guard.outage is None
 
     asyncio.run(scenario())
+
+
+def test_a_verb_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    async def scenario() -> int:
+        swallowed = 0
+
+        async def stubborn() -> None:
+            nonlocal swallowed
+            while swallowed < 2:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    swallowed += 1
+            await asyncio.Event().wait()
+
+        with pytest.raises(BackendUnavailableError, match="did not answer within"):
+            await asyncio.wait_for(make_guard([]).call(stubborn, 0.02), 30)
+        await asyncio.sleep(0)  # nothing of the cancellations is left over for the caller
+        return swallowed
+
+    assert asyncio.run(scenario()) == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not count how often it was cancelled")
+def test_a_caller_that_is_cancelled_together_with_its_deadline_is_cancelled() -> None:
+    async def scenario() -> None:
+        guard = make_guard([])
+        task: asyncio.Future[None]
+
+        async def wait() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                task.cancel()
+
+        task = asyncio.ensure_future(guard.call(wait, 0.02))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert guard.outage is None
+
+    asyncio.run(scenario())
+
+
+def test_one_timer_serves_calls_with_budgets_of_all_lengths() -> None:
+    async def scenario() -> List[str]:
+        guard = make_guard([])
+        ended: List[str] = []
+
+        async def call(name: str, budget: float) -> None:
+            with pytest.raises(BackendUnavailableError):
+                await guard.call(asyncio.Event().wait, budget)
+            ended.append(name)
+
+        await asyncio.gather(call("long", 0.3), call("short", 0.02), call("middle", 0.15))
+        assert await guard.call(lambda: asyncio.sleep(0, "value"), 60) == "value"
+        return ended
+
+    assert asyncio.run(scenario()) == ["short", "middle", "long"]
