@@ -1,17 +1,21 @@
 """What runs inside the Redis server: each verb's change to an entry and to the account is one atomic script.
 
-A partition is five kinds of keys in one hash slot::
+A partition is six kinds of keys in one hash slot::
 
     cfc:{namespace:partition}:d:<key>    string: 8 bytes version, 8 bytes expiry (a double, seconds), the value
     cfc:{namespace:partition}:sizes      hash: the size of each entry; its length is the number of entries
     cfc:{namespace:partition}:uses       sorted set: when each entry was used last, by a counter
     cfc:{namespace:partition}:lives      sorted set: when each entry that expires does
+    cfc:{namespace:partition}:reads      list: what was read since the sorted set was last put in order, oldest first
     cfc:{namespace:partition}:account    hash: ``bytes``, the sum of the sizes; ``uses``, the counter;
                                          ``evicted``, what the server had evicted when the index was checked
 
-Reads fetch values by plain ``GET`` and ``MGET``, since Lua pays for every byte that passes through it. By the
-server's clock, entries also expire natively, so that memory is freed when nobody looks; an index row whose
-data is gone is dropped by whoever meets it first.
+Reads fetch values by plain ``MGET``, since Lua pays for every byte that passes through it, and note the names by
+``RPUSH``, which costs a tenth of a script. Whoever writes, and so may evict, first puts the noted uses in order; a
+reader does when the list has grown by :data:`MOST_READS`. So the order of use is exact all the same.
+
+By the server's clock entries expire natively, to the millisecond, which is also what the indexes hold; an index row
+whose data is gone is dropped by whoever meets it first.
 """
 
 from __future__ import annotations
@@ -19,17 +23,20 @@ from __future__ import annotations
 import hashlib
 from typing import Dict, NamedTuple
 
-__all__ = ["HEADER_BYTES", "INDEXES", "SCRIPTS", "VERSION_BYTES", "Script"]
+__all__ = ["HEADER_BYTES", "INDEXES", "MOST_READS", "SCRIPTS", "VERSION_BYTES", "Script"]
 
 VERSION_BYTES = 8
 HEADER_BYTES = 16
-INDEXES = ("sizes", "uses", "lives", "account")
+INDEXES = ("sizes", "uses", "lives", "account", "reads")
 
-# KEYS: the four indexes, then the data keys that the caller names. Victims are found in the indexes; their
+MOST_READS = 256
+"""How many reads are noted before one of the readers puts them in order."""
+
+# KEYS: the five indexes, then the data keys that the caller names. Victims are found in the indexes; their
 # data keys lie in the same slot.
 # ARGV: the prefix of data keys; the time in seconds, or nothing for the server's own; the script's arguments.
 _COMMON = """
-local sizes, uses, lives, account = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local sizes, uses, lives, account, reads = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local data, native = ARGV[1], ARGV[2] == ''
 local now
 if native then
@@ -53,7 +60,36 @@ local function total()
     return tonumber(redis.call('HGET', account, 'bytes') or 0)
 end
 
+-- Counts each name as a use, in this order. Data that the account does not know, which is that of a name without a row
+-- but the one that is just being written, is removed.
+local function rank(names, written)
+    local before = redis.call('HINCRBY', account, 'uses', #names) - #names
+    for first = 1, #names, 1000 do
+        local rows = {}
+        for i = first, math.min(first + 999, #names) do
+            rows[#rows + 1] = before + i
+            rows[#rows + 1] = names[i]
+        end
+        if redis.call('ZADD', uses, 'XX', 'CH', unpack(rows)) < #rows / 2 then
+            for i = 2, #rows, 2 do
+                if rows[i] ~= written and not redis.call('ZSCORE', uses, rows[i]) then
+                    redis.call('UNLINK', data .. rows[i])
+                end
+            end
+        end
+    end
+end
+
+local function settle(written)
+    local names = redis.call('LRANGE', reads, 0, -1)
+    if #names > 0 then
+        redis.call('DEL', reads)
+        rank(names, written)
+    end
+end
+
 local function use(key)
+    settle(key)
     redis.call('ZADD', uses, redis.call('HINCRBY', account, 'uses', 1), key)
 end
 
@@ -108,11 +144,13 @@ local function expire(key, ttl)
         return
     end
     local expires = now + ttl
+    if native and expires < 1e12 then
+        local milliseconds = math.ceil(expires * 1000)
+        expires = milliseconds / 1000
+        redis.call('PEXPIREAT', data .. key, milliseconds - 1)
+    end
     redis.call('SETRANGE', data .. key, 8, struct.pack('>d', expires))
     redis.call('ZADD', lives, exact(expires), key)
-    if native and expires < 1e12 then
-        redis.call('PEXPIREAT', data .. key, math.ceil(expires * 1000) - 1)
-    end
 end
 
 -- Returns the version of a live entry; drops what is left of another.
@@ -151,19 +189,14 @@ purge(10)
 return 0
 """
 
-# Runs behind the GET or MGET that fetched the values. An entry that the account does not know is removed.
+# Puts what was noted in order, and behind it the names that are given.
 _USE = """
 go_on_when_full()
-local last = redis.call('HINCRBY', account, 'uses', #ARGV - 2)
-for i = 3, #ARGV do
-    local key = ARGV[i]
-    if redis.call('EXISTS', data .. key) == 0 then
-        drop(key)
-    elseif redis.call('ZADD', uses, 'XX', 'CH', last - #ARGV + i, key) == 0 then
-        redis.call('UNLINK', data .. key)
-    end
+settle()
+if #ARGV > 2 then
+    rank({unpack(ARGV, 3)})
 end
-return exact(now)
+return 0
 """
 
 # What a read found, and found expired or damaged: it goes for good, unless a newer entry has taken its place.
@@ -205,6 +238,7 @@ return 1
 
 _TRIM = """
 local limit = tonumber(ARGV[3])
+settle()
 trim(limit, 1000)
 return total() > limit and 1 or 0
 """
@@ -221,7 +255,7 @@ local entries = redis.call('HLEN', sizes)
 local info = redis.pcall('INFO', 'stats')
 local evicted = type(info) == 'string' and string.match(info, 'evicted_keys:(%d+)') or '0'
 if entries == 0 then
-    redis.call('DEL', sizes, lives, account)
+    redis.call('DEL', sizes, lives, account, reads)
     return {more, 1, evicted, 0, 0}
 end
 local checked = redis.call('HGET', account, 'evicted') == evicted and 1 or 0
@@ -266,7 +300,7 @@ for _, key in ipairs(redis.call('ZRANGE', uses, 0, 999)) do
 end
 local more = redis.call('EXISTS', uses)
 if more == 0 then
-    redis.call('DEL', sizes, lives, account)
+    redis.call('DEL', sizes, lives, account, reads)
 end
 return {deleted, more}
 """

@@ -10,7 +10,7 @@ The namespace is split into ``partitions`` (:mod:`._redis_layout`), each in one 
 limit. The store remembers how many; who gives no number follows it, who gives another one is refused.
 
 On a server with ``maxmemory`` choose the policy ``noeviction`` or a ``volatile-`` one. What a volatile policy
-evicts is taken off the account by the next ``get``, ``scan`` or ``usage`` that meets it; until then it counts,
+evicts is taken off the account by the next ``scan`` or ``usage`` that meets it; until then it counts,
 so the limit still holds. An ``allkeys-`` policy may in principle evict an index: what it held is then unknown
 to the account and removed when it is read. A server that is full refuses writes with an error.
 """
@@ -23,7 +23,6 @@ import struct
 import threading
 from typing import (
     TYPE_CHECKING,
-    Any,
     AsyncIterator,
     Callable,
     Dict,
@@ -59,7 +58,7 @@ from claude_force_cache import (
 )
 
 from ._redis_layout import SLOTS, Layout, record_name, slot_of
-from ._redis_scripts import HEADER_BYTES, INDEXES, SCRIPTS, VERSION_BYTES
+from ._redis_scripts import HEADER_BYTES, INDEXES, MOST_READS, SCRIPTS, VERSION_BYTES
 
 if TYPE_CHECKING:
     from ._redis_link import Argument, Reply
@@ -217,24 +216,29 @@ class RedisBackend(Backend):
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
         """See :meth:`Backend.get_many`. One round trip for all, and one more if something is expired or damaged.
 
-        On a cluster, what belongs to a node that does not answer is a miss, as long as anything else is reached.
+        One of several hundred pays another one, to put the uses of all in order. On a cluster, what belongs to a node
+        that does not answer is a miss, as long as anything else is reached.
         """
+        if not keys:
+            return {}
         wanted: Dict[int, List[str]] = {}
         for key in dict.fromkeys(keys):
             wanted.setdefault(self._layout.partition(key), []).append(key)
         requests: List[Request] = []
         for partition, names in wanted.items():
-            data = [self._layout.data(partition, name) for name in names]
-            requests += [self._request(self._layout.slots[partition], "MGET", *data)]
-            requests += [self._call("use", partition, *names, data=data)]
-        outcomes = await self._router().outcomes(requests, repeatable=True, patient=False) if requests else []
+            prefix = self._layout.prefixes[partition]
+            data = [f"{prefix}d:{name}" for name in names]
+            slot = self._layout.slots[partition]
+            requests += (self._request(slot, "MGET", *data), self._request(slot, "RPUSH", prefix + "reads", *names))
+        outcomes = await self._router().outcomes(requests, repeatable=True, patient=False)
+        now = None if self._clock is None else self._clock()
         found: Dict[str, Entry] = {}
         over: List[Request] = []
         failure: Optional[CacheError] = None
         reached = False
-        for (partition, names), got, used in zip(wanted.items(), outcomes[::2], outcomes[1::2]):
+        for (partition, names), got, noted in zip(wanted.items(), outcomes[::2], outcomes[1::2]):
             try:
-                blobs, now = await self._read(partition, names, got, used)
+                blobs = await self._read(partition, names, got, noted)
             except PartlyUnavailableError as error:
                 failure = error
                 continue
@@ -249,6 +253,7 @@ class RedisBackend(Backend):
             if dead:
                 data = [self._layout.data(partition, name) for name in dead]
                 over.append(self._call("sweep", partition, *dead, data=data))
+            over += self._order(partition, names, noted)
         if failure is not None and not reached:
             raise failure
         if over:
@@ -256,20 +261,26 @@ class RedisBackend(Backend):
         return found
 
     async def _read(
-        self, partition: int, names: Sequence[str], got: Outcome, used: Outcome
-    ) -> Tuple[List[Optional[bytes]], float]:
-        """Return what was read of a partition, and the time there."""
-        if isinstance(got, list) and isinstance(used, bytes):
-            return got, float(used)
-        for outcome in (got, used):
+        self, partition: int, names: Sequence[str], got: Outcome, noted: Outcome
+    ) -> Sequence[Optional[bytes]]:
+        """Return what was read of a partition."""
+        if isinstance(got, list) and (isinstance(noted, int) or _is_full(noted)):
+            return got
+        for outcome in (got, noted):
             failure = self._router().failure(outcome)
             if failure is not None:
                 raise self._fault(failure)
         # The partition is between two nodes of a cluster: entries can be read one by one, but not be used.
         slot = self._layout.slots[partition]
         requests = [self._request(slot, "GET", self._layout.data(partition, name)) for name in names]
-        *blobs, (seconds, microseconds) = cast("List[Any]", await self._run([*requests, self._request(slot, "TIME")]))
-        return blobs, self._clock() if self._clock else int(seconds) + int(microseconds) / 1e6
+        return cast("List[Optional[bytes]]", await self._run(requests))
+
+    def _order(self, partition: int, names: Sequence[str], noted: Outcome) -> Sequence[Request]:
+        """Return what puts the noted uses in order, if that is up to this call."""
+        if isinstance(noted, int):
+            # Of all who made the list longer, the one who made it too long.
+            return [self._call("use", partition)] if noted % MOST_READS < len(names) else []
+        return [self._call("use", partition, *names)] if _is_full(noted) else []
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
         """See :meth:`Backend.set`."""
@@ -471,11 +482,20 @@ class RedisBackend(Backend):
         return _Access(router, Watch(router.subscribable, self._timeout))
 
 
-def _entry(blob: Optional[bytes], now: float) -> Optional[Entry]:
+def _entry(blob: Optional[bytes], now: Optional[float]) -> Optional[Entry]:
+    """Return the entry that was read, unless it is damaged or expired; ``now`` is None by the server's own clock."""
     if blob is None or len(blob) < HEADER_BYTES:
         return None
-    (expires,) = struct.unpack_from(">d", blob, VERSION_BYTES)
-    return Entry(blob[HEADER_BYTES:], blob[:VERSION_BYTES]) if now < expires else None
+    if now is not None and now >= struct.unpack_from(">d", blob, VERSION_BYTES)[0]:
+        return None
+    return Entry(blob[HEADER_BYTES:], blob[:VERSION_BYTES])
+
+
+def _is_full(outcome: Outcome) -> bool:
+    """Return whether a server has no memory left to note a use; a script is let through."""
+    from redis.exceptions import OutOfMemoryError
+
+    return isinstance(outcome, OutOfMemoryError)
 
 
 def _optional(number: Optional[float]) -> str:

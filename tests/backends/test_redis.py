@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any, Awaitable, Callable, ClassVar, Dict, Iterator, List, Opt
 import pytest
 import redis
 
+from claude_force_backends._redis_scripts import MOST_READS
 from claude_force_backends.redis import RedisBackend, claude_force_cache_backend
 from claude_force_cache import (
     AccessDeniedError,
@@ -166,6 +168,70 @@ def test_a_bulk_read_counts_as_uses_in_its_order(redis_server: Any, namespace: s
         return len([info async for info in store.scan() if info.key in names])
 
     with_backend(backend(redis_server.url, namespace, 30), work)
+
+
+def test_reads_are_noted_in_a_short_list_and_count_before_anything_is_evicted(
+    redis_server: Any, namespace: str
+) -> None:
+    async def work(store: RedisBackend) -> None:
+        for name in "abc":
+            await store.set(name, b"123456789", ttl=None)
+        lengths = []
+        for _ in range(8):
+            await asyncio.gather(*(store.get_many(["b", "absent", "a"]) for _ in range(40)))
+            lengths.append(client.llen(noted))
+        assert 0 < max(lengths) < MOST_READS
+        for victim in "cba":
+            assert await store.set(f"new-{victim}", b"1234", ttl=None) == 1
+            assert victim not in {info.key async for info in store.scan()}
+            assert client.llen(noted) == 0
+
+    noted = f"cfc:{{{namespace}:0}}:reads"
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace, 30), work)
+
+
+def test_what_a_write_finds_noted_does_not_take_what_it_writes(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        for verb in (store.set, store.add):
+            assert await store.get("key") is None
+            await verb("key", b"value", ttl=60)
+            entry = await store.get("key")
+            assert entry is not None
+            assert entry.value == b"value"
+            assert await store.delete("key")
+
+    with_backend(backend(redis_server.url, namespace, 100), work)
+
+
+def test_data_that_the_account_does_not_know_goes_with_the_next_write(redis_server: Any, namespace: str) -> None:
+    planted = f"cfc:{{{namespace}:0}}:d:planted"
+
+    async def work(store: RedisBackend) -> None:
+        client.set(planted, bytes(100))
+        await store.get_many(["planted", "key"])
+        await store.set("key", b"value", ttl=None)
+        assert not client.exists(planted)
+        assert await account(store) == [1, 8]
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace), work)
+
+
+def test_an_entry_ends_with_the_servers_own_millisecond(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        for number in range(50):
+            await store.set(f"k{number}", b"", ttl=60 + number * 0.0001)
+        for number in range(50):
+            name = f"cfc:{{{namespace}:0}}:d:k{number}"
+            (expires,) = struct.unpack_from(">d", client.get(name), 8)
+            # The server keeps a key through the millisecond that it is given.
+            assert client.execute_command("PEXPIRETIME", name) == round(expires * 1000) - 1
+            assert expires * 1000 == pytest.approx(round(expires * 1000), abs=0.01)
+            assert client.zscore(f"cfc:{{{namespace}:0}}:lives", f"k{number}") == expires
+
+    with redis.Redis.from_url(redis_server.url) as client:
+        with_backend(backend(redis_server.url, namespace), work)
 
 
 def test_clearing_touches_no_foreign_key(redis_server: Any, namespace: str) -> None:
@@ -442,6 +508,10 @@ def test_a_full_server_refuses_writes_and_keeps_the_account(start_server: Any, n
         # What needs no memory goes on: reading, ending lives, deleting.
         key = f"k{outcomes.index(0):04}"
         assert await store.get(key) is not None
+        with redis.Redis(host=server.host, port=server.port) as client:
+            # The use has counted: the newest, and nothing noted that could not be.
+            assert client.zrevrange(f"cfc:{{{namespace}:0}}:uses", 0, 0) == [key.encode()]
+            assert client.llen(f"cfc:{{{namespace}:0}}:reads") == 0
         assert not await store.add(key, bytes(20_000), ttl=None)
         assert await store.touch(key, ttl=None)
         assert await store.delete(key)
