@@ -45,6 +45,20 @@ def test_a_worst_case_that_others_hold_is_waited_for(run: Any, api: Any) -> None
     assert api.most <= 3
 
 
+def test_what_is_refused_in_any_case_does_not_wait_for_its_turn(run: Any, api: Any) -> None:
+    async def ask(it: Any) -> Any:
+        gate = api.default.gate = threading.Event()
+        first = asyncio.ensure_future(it.execute_agent("code-reviewer", "x"))
+        await api.arrived(1)
+        refused = await asyncio.wait_for(it.execute_agent("code-reviewer", "y", max_tokens=100_000), 20)
+        gate.set()
+        return await first, refused
+
+    first, refused = run(ask, max_usd=0.01, max_concurrent=1)
+    assert first.success
+    assert isinstance(refused.error, BudgetError)
+
+
 def test_hits_are_free_and_never_refused(run: Any, api: Any) -> None:
     async def ask(it: Any) -> Any:
         return [await it.execute_agent("code-reviewer", task) for task in ("x", "x", "y")]
