@@ -16,7 +16,7 @@ import typer
 from typing_extensions import Annotated
 
 from ._console import note, progress
-from ._failure import FAILED, CommandError
+from ._failure import FAILED, OVER_BUDGET, CommandError, report
 from ._options import (
     AgentArgument,
     BatchAPIOption,
@@ -26,6 +26,7 @@ from ._options import (
     MaxAgeOption,
     MaxConcurrentOption,
     MaxTokensOption,
+    MaxUSDOption,
     MemoryOption,
     ModelOption,
     NoCacheOption,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from .._result import AgentResult
     from ._lines import LineReader, LineWriter
 
-__all__ = ["WINDOW", "count_tasks", "map_tasks", "opened", "parse_task"]
+__all__ = ["WINDOW", "Refused", "count_tasks", "map_tasks", "opened", "parse_task"]
 
 WINDOW = 256
 """Tasks in memory at a time, besides the API calls that may be under way, so that hits need not queue behind misses."""
@@ -103,6 +104,7 @@ def map_tasks(
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
+    max_usd: MaxUSDOption = None,
 ) -> None:
     """Ask an agent every task of a file of any length.
 
@@ -129,6 +131,7 @@ def map_tasks(
         cache=cache,
         max_concurrent=max_concurrent,
         on_suspicion=on_suspicion,
+        max_usd=max_usd,
     )
     # A wrong agent would fail every task alike; say so before there is a file of failures.
     orchestrator.project.read_definition(agent)
@@ -163,6 +166,9 @@ def map_tasks(
                 note(batch.summary())
                 raise
     note(batch.summary())
+    if batch.refused:
+        report(batch.refused.summary())
+        raise typer.Exit(OVER_BUDGET)
     if batch.failed:
         raise typer.Exit(FAILED)
 
@@ -190,6 +196,34 @@ class _Indices:
 
 
 @dataclass
+class Refused:
+    """How many tasks were not asked because of the budget, and what was said of the first one."""
+
+    count: int = 0
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def add(self, result: "AgentResult") -> bool:
+        """Return whether a task was not asked because of the budget."""
+        from .._errors import BudgetError
+
+        if not isinstance(result.error, BudgetError):
+            return False
+        self.reason = self.reason or str(result.error)
+        self.count += 1
+        return True
+
+    def summary(self) -> str:
+        """Return one line on them."""
+        return (
+            f"{self.count} tasks were not asked, the first one because {self.reason}; the same command with a higher "
+            "--max-usd goes on, what is cached is not asked again"
+        )
+
+
+@dataclass
 class _Batch:
     """The tasks of a file on their way through one orchestrator, a bounded number at a time."""
 
@@ -200,6 +234,7 @@ class _Batch:
     state_path: Optional[str]
     done: int = 0
     failed: int = 0
+    refused: Refused = field(default_factory=Refused)
     started: float = field(default_factory=time.monotonic)
     _stopped: bool = False
     _incomplete: bool = False
@@ -262,7 +297,7 @@ class _Batch:
 
     def summary(self) -> str:
         """Return one line on what happened."""
-        from ._execution import usd
+        from ._execution import spending
 
         totals, seconds = self.orchestrator.totals, time.monotonic() - self.started
         there = f"; {len(self._written)} were there already" if self._written else ""
@@ -270,7 +305,7 @@ class _Batch:
             there += f"; batches under way: {', '.join(str(batch.id) for batch in self._job.under_way)}"
         return (
             f"{self.done} tasks: {totals.hits} hits, {self.failed} failed, {totals.calls} API calls; "
-            f"{usd(totals.usd_spent)} spent, {usd(totals.usd_saved)} saved; {seconds:.1f} s{there}"
+            f"{spending(self.orchestrator)}; {seconds:.1f} s{there}"
         )
 
     async def _results(
@@ -327,7 +362,8 @@ class _Batch:
         from .._errors import StoppedError
         from ._execution import result_row
 
-        if isinstance(result.error, StoppedError):
+        # What was not asked is no result: it is asked when the command is run again.
+        if isinstance(result.error, StoppedError) or self.refused.add(result):
             self._incomplete = True
             return
         index, identifier = asked

@@ -10,7 +10,8 @@ import typer
 from typing_extensions import Annotated
 
 from ._console import note, progress
-from ._failure import FAILED, CommandError, report
+from ._failure import FAILED, OVER_BUDGET, CommandError, report
+from ._map import Refused
 from ._options import (
     BatchAPIOption,
     CacheOption,
@@ -19,6 +20,7 @@ from ._options import (
     MaxAgeOption,
     MaxConcurrentOption,
     MaxTokensOption,
+    MaxUSDOption,
     MemoryOption,
     ModelOption,
     TagOption,
@@ -62,6 +64,7 @@ def warm(
     config: ConfigOption = None,
     timeout: TimeoutOption = None,
     deadline: DeadlineOption = None,
+    max_usd: MaxUSDOption = None,
 ) -> None:
     """Ask every task of a file that the cache has no answer to, and keep the answers there.
 
@@ -80,6 +83,7 @@ def warm(
         enable_memory=memory,
         cache=cache,
         max_concurrent=max_concurrent,
+        max_usd=max_usd,
     )
     if orchestrator.cache is None:
         raise CommandError("the cache is switched off: set cache.enabled in claude.json to true")
@@ -103,6 +107,9 @@ def warm(
                 note(warming.summary())
                 raise
     note(warming.summary())
+    if warming.refused:
+        report(warming.refused.summary())
+        raise typer.Exit(OVER_BUDGET)
     if warming.failed:
         raise typer.Exit(FAILED)
 
@@ -119,6 +126,7 @@ class _Warming:
     hits: int = 0
     made: int = 0
     failed: int = 0
+    refused: Refused = field(default_factory=Refused)
     started: float = field(default_factory=time.monotonic)
     _count: int = 0
     _stopped: bool = False
@@ -159,7 +167,7 @@ class _Warming:
             try:
                 async for number, result in results:
                     line = self._asked.pop(number)
-                    if isinstance(result.error, StoppedError):
+                    if isinstance(result.error, StoppedError) or self.refused.add(result):
                         continue
                     for error in result.errors:
                         self._fail(line, error)
@@ -174,14 +182,13 @@ class _Warming:
 
     def summary(self) -> str:
         """Return one line on what happened."""
-        from ._execution import usd
+        from ._execution import spending
 
         if self.failed > _MOST_REPORTED:
             report(f"{self.failed - _MOST_REPORTED} more lines failed: claude-force map writes what became of each")
-        totals = self.orchestrator.totals
         return (
             f"{self.hits + self.made + self.failed} tasks: {self.hits} were answered already, {self.made} are now, "
-            f"{self.failed} failed; {usd(totals.usd_spent)} spent; {time.monotonic() - self.started:.1f} s"
+            f"{self.failed} failed; {spending(self.orchestrator)}; {time.monotonic() - self.started:.1f} s"
         )
 
     async def _tasks(self, lines: "LineReader") -> AsyncGenerator[Tuple[str, str], None]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, List
+
+import pytest
 
 ENOUGH = "0.01"
 FOR_NONE = "0.001"
@@ -41,3 +45,42 @@ def test_the_demo_keeps_to_a_budget(cli: Any) -> None:
     done = cli("demo", "--tasks", "2", "--cache", "memory://", "--max-usd", FOR_NONE, ANTHROPIC_BASE_URL=None)
     assert done.code == 3
     assert "budget" in done.err
+
+
+def _write_tasks(project: Path, count: int) -> None:
+    lines = "".join(f'"task {number}"\n' for number in range(count))
+    (project / "tasks.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _answered(project: Path) -> List[int]:
+    lines = (project / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted(json.loads(line)["index"] for line in lines)
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_batch_stops_at_the_budget_and_goes_on_with_more(cli: Any, api: Any, project: Path, resume: Any) -> None:
+    command = ("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl")
+    _write_tasks(project, 30)
+    stopped = cli(*command, "--max-usd", "0.0021")
+    answered = _answered(project)
+    assert stopped.code == 3
+    assert 0 < len(answered) < 30
+    assert f"{30 - len(answered)} tasks were not asked, the first one because the budget of $0.0021" in stopped.err
+    assert "spent of $0.0021" in stopped.err
+    assert api.requests() == len(answered)
+
+    done = cli(*command, *resume, "--max-usd", "1")
+    assert done.code == 0
+    assert _answered(project) == list(range(30))
+    assert api.requests() == 30
+
+
+def test_warming_stops_at_the_budget_and_goes_on_with_more(cli: Any, api: Any, project: Path) -> None:
+    _write_tasks(project, 30)
+    stopped = cli("cache", "warm", "tasks.jsonl", "--agent", "reviewer", "--max-usd", "0.0021")
+    asked = api.requests()
+    assert stopped.code == 3
+    assert 0 < asked < 30
+    assert f"{30 - asked} tasks were not asked, the first one because the budget of $0.0021" in stopped.err
+    assert cli("cache", "warm", "tasks.jsonl", "--agent", "reviewer", "--max-usd", "1").code == 0
+    assert api.requests() == 30
