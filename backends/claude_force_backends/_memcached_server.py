@@ -24,6 +24,9 @@ __all__ = ["Item", "Server"]
 _BATCH = 200
 _NAME = re.compile(r"[a-z0-9._-]{1,128}\Z")
 _LONGEST_LINE = 65536
+_ANSWER_FACTOR, _LISTING_FACTOR = 10, 150
+"""Of a server's patience, what a whole answer may take, and a whole listing: a server that talks without end is cut."""
+
 _CLOSED_BY_SERVER = (MemcacheUnexpectedCloseError, ConnectionResetError, BrokenPipeError)
 
 
@@ -68,6 +71,7 @@ class Server:
             connect_timeout=connect_timeout,
             timeout=timeout,
             no_delay=True,
+            socket_module=_Sockets(_ANSWER_FACTOR * patience),
             # An unanswered write that fails leaves its error to the next command.
             default_noreply=False,
         )
@@ -184,7 +188,7 @@ class Server:
     @contextmanager
     def _wire(self, timeout: float) -> Iterator[_Wire]:
         with self._translated(timeout):
-            wire = self._pop_wire() or _Wire(self._where, self._connect_timeout)
+            wire = self._pop_wire() or _Wire(self._where, self._connect_timeout, _LISTING_FACTOR * self.patience)
             try:
                 wire.wait_for(timeout)
                 yield wire
@@ -229,22 +233,63 @@ class Server:
             self.health.worked()
 
 
-class _Wire:
-    """A connection that sends bytes and reads lines."""
+class _Sockets:
+    """The module ``socket``, but for sockets on which an answer has to come to an end.
 
-    def __init__(self, where: Any, connect_timeout: float) -> None:
+    :param seconds: from the command to the end of its answer.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(socket, name)
+
+    def socket(self, *arguments: Any) -> socket.socket:
+        """Return a socket that is not connected yet."""
+        made = _Socket(*arguments)
+        made.seconds = self._seconds
+        return made
+
+
+class _Socket(socket.socket):
+    seconds = 0.0
+    _end = 0.0
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self._end = time.monotonic() + self.seconds
+        super().sendall(data, flags)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if time.monotonic() > self._end:
+            raise socket.timeout("its answer does not end")
+        return super().recv(size, flags)
+
+
+class _Wire:
+    """A connection that sends bytes and reads lines.
+
+    :param seconds: for all lines of one use.
+    """
+
+    def __init__(self, where: Any, connect_timeout: float, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = 0.0
         self._socket = socket.create_connection(where, connect_timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = self._socket.makefile("rb", 65536)
 
     def wait_for(self, timeout: float) -> None:
-        """From now on let an answer take ``timeout`` seconds."""
+        """From now on let an answer take ``timeout`` seconds to begin."""
         self._socket.settimeout(timeout)
+        self._end = time.monotonic() + self._seconds
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def line(self) -> bytes:
+        if time.monotonic() > self._end:
+            raise MemcacheUnexpectedCloseError("its listing does not end")
         line: bytes = self._reader.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
             if len(line) == _LONGEST_LINE:

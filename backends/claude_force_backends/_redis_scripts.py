@@ -276,7 +276,7 @@ local page = redis.call('HSCAN', sizes, ARGV[3], 'COUNT', 500)
 local rows = {page[1]}
 for i = 1, #page[2], 2 do
     local key, size = page[2][i], page[2][i + 1]
-    if redis.call('EXISTS', data .. key) == 0 then
+    if redis.call('TYPE', data .. key)['ok'] ~= 'string' then
         drop(key)
     else
         local expires = redis.call('ZSCORE', lives, key)
@@ -305,6 +305,24 @@ end
 return {deleted, more}
 """
 
+# Somebody put another type of record where one of ours belongs. It goes, and with an index all: what they held is not
+# known any more. The entries are removed when they are read, as after an eviction of an index.
+_MEND = """
+local kinds = {'hash', 'zset', 'zset', 'hash', 'list'}
+local lost = false
+for i, name in ipairs(KEYS) do
+    local kind = redis.call('TYPE', name)['ok']
+    if kind ~= 'none' and kind ~= (kinds[i] or 'string') then
+        redis.call('UNLINK', name)
+        lost = lost or i <= 4
+    end
+end
+if lost then
+    redis.call('UNLINK', sizes, uses, lives, account, reads)
+end
+return 0
+"""
+
 
 class Script(NamedTuple):
     """A Lua script and the digest by which the server knows it."""
@@ -329,4 +347,5 @@ SCRIPTS: Dict[str, Script] = {
     "usage": _script(_USAGE),
     "scan": _script(_SCAN),
     "clear": _script(_CLEAR),
+    "mend": _script(_MEND),
 }

@@ -18,9 +18,11 @@ to the account and removed when it is read. A server that is full refuses writes
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import struct
 import threading
+import time
 from typing import (
     TYPE_CHECKING,
     AsyncIterator,
@@ -32,6 +34,7 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
     cast,
 )
@@ -72,6 +75,11 @@ _MAX_VALUE_BYTES = 512 * 1024 * 1024 - HEADER_BYTES
 _FOREVER = struct.pack(">d", float("inf"))
 _PARTITIONS_IN_CLUSTER = 64
 _PAGE = 100
+_UPKEEP_FACTOR = 30
+"""Of the time for one call, what many of them may take that bring nothing."""
+
+_MOST_TURNOVER = 4
+"""How many times the limit a scan may list: entries come and go meanwhile, and a hash that grows shows some twice."""
 
 
 class _Access(NamedTuple):
@@ -79,6 +87,35 @@ class _Access(NamedTuple):
 
     router: Router
     watch: Watch
+
+
+class _Patience:
+    """How long bookkeeping in many round trips may go on and bring nothing. Bounds what a server can claim.
+
+    :param seconds: the longest time between two steps that made progress.
+    """
+
+    def __init__(self, seconds: float, where: Deployment) -> None:
+        self._seconds = seconds
+        self._where = where
+        self._end = time.monotonic() + seconds
+
+    def go_on(self, *, progress: bool) -> None:
+        """Return if there is time for another step.
+
+        :raises BackendUnavailableError: if there is not.
+        """
+        now = time.monotonic()
+        if progress:
+            self._end = now + self._seconds
+        elif now > self._end:
+            raise self.over()
+
+    def over(self) -> BackendUnavailableError:
+        """Return the error for a server that goes on without end."""
+        return BackendUnavailableError(
+            f"Redis at {self._where} does not come to an end of its entries: try again, or check that it is a Redis"
+        )
 
 
 class RedisBackend(Backend):
@@ -125,7 +162,7 @@ class RedisBackend(Backend):
         try:
             await self.ping()
             await self._agree()
-            await self._trim(self._numbers())
+            await self._trim()
         except BaseException:
             await self.close()
             raise
@@ -135,10 +172,12 @@ class RedisBackend(Backend):
         record = record_name(self._namespace)
         slot = slot_of(self._namespace)
         own = self._layout.partitions
-        (reply,) = await self._reach([self._request(slot, "GET", record)])
-        if reply is None:
-            first = [self._request(slot, "SET", record, own, "NX"), self._request(slot, "GET", record)]
-            _, reply = await self._reach(first)
+        # MGET: what is no text counts as none.
+        (reply,) = await self._run([self._request(slot, "MGET", record)])
+        if reply == [None]:
+            first = [self._request(slot, "SET", record, own, "NX"), self._request(slot, "MGET", record)]
+            _, reply = await self._run(first)
+        reply = reply[0] if isinstance(reply, list) and reply else None
         recorded = reply.decode("ascii", "replace") if isinstance(reply, bytes) else ""
         if not (recorded.isdigit() and 0 < int(recorded) <= SLOTS):
             # Whoever can write there must not be able to stop a program from starting.
@@ -156,7 +195,7 @@ class RedisBackend(Backend):
                 f"is split into {before}: leave the option out, or add repartition=true to move all to {own}"
             )
         else:
-            await self._reach([self._request(slot, "SET", record, own)])
+            await self._run([self._request(slot, "SET", record, own)])
             await self._move_from(before)
 
     async def _move_from(self, partitions: int) -> None:
@@ -190,10 +229,13 @@ class RedisBackend(Backend):
         if fitting:
             await self._run([self._set(key, value, lives[key], only_if_absent=True) for key, value in fitting])
 
-    async def _trim(self, pending: Sequence[int]) -> None:
+    async def _trim(self) -> None:
+        pending, patience = self._numbers(), self._patience()
         while pending and self._limit is not None:
-            replies = await self._reach([self._call("trim", number, self._limit) for number in pending])
-            pending = [number for number, more in zip(pending, replies) if more]
+            replies = await self._run([self._call("trim", number, self._limit) for number in pending])
+            left = [number for number, more in zip(pending, replies) if more]
+            patience.go_on(progress=len(left) < len(pending))
+            pending = left
 
     async def close(self) -> None:
         """Close the connections of every event loop. See :meth:`Backend.close`."""
@@ -239,6 +281,11 @@ class RedisBackend(Backend):
         for (partition, names), got, noted in zip(wanted.items(), outcomes[::2], outcomes[1::2]):
             try:
                 blobs = await self._read(partition, names, got, noted)
+            except ForeignStoreError:
+                data = [self._layout.data(partition, name) for name in names]
+                await self._run([self._call("mend", partition, data=data)])
+                reached = True
+                continue
             except PartlyUnavailableError as error:
                 failure = error
                 continue
@@ -269,7 +316,7 @@ class RedisBackend(Backend):
         for outcome in (got, noted):
             failure = self._router().failure(outcome)
             if failure is not None:
-                raise self._fault(failure)
+                raise failure
         # The partition is between two nodes of a cluster: entries can be read one by one, but not be used.
         slot = self._layout.slots[partition]
         requests = [self._request(slot, "GET", self._layout.data(partition, name)) for name in names]
@@ -325,46 +372,61 @@ class RedisBackend(Backend):
         return bool(reply)
 
     async def scan(self) -> AsyncIterator[EntryInfo]:
-        """See :meth:`Backend.scan`. Reads pages of 500; remembers the names that it has yielded."""
+        """See :meth:`Backend.scan`. Reads pages of 500; remembers the names that it has yielded.
+
+        A server that goes on without end is not believed: pages that bring nothing new are bounded in time, and what
+        they bring by the limit, if there is one.
+        """
         for partition in self._numbers():
             # A hash that is resized during the scan may show a row twice.
-            seen = set()
+            seen: Set[bytes] = set()
             cursor = b"0"
+            patience = self._patience()
+            room = _MOST_TURNOVER * (self._limit or math.inf)
             while True:
                 (reply,) = await self._run([self._call("scan", partition, cursor)])
                 cursor, *rows = cast("List[bytes]", reply)
+                before = len(seen)
                 for name, size, ttl in zip(rows[::3], rows[1::3], rows[2::3]):
                     if name not in seen:
                         seen.add(name)
+                        room -= max(int(size), len(name))
                         yield EntryInfo(name.decode(), int(size), float(ttl) if ttl else None)
                 if cursor == b"0":
                     break
+                if room < 0:
+                    raise patience.over()
+                patience.go_on(progress=len(seen) > before)
 
     async def usage(self) -> Usage:
         """See :meth:`Backend.usage`. Looks at every entry only after the server evicted some by itself."""
         accounts: Dict[int, Tuple[int, int]] = {}
         checked: Dict[int, bytes] = {}
+        patience = self._patience()
         while len(accounts) < self._layout.partitions:
             pending = [number for number in self._numbers() if number not in accounts]
             replies = await self._run([self._call("usage", n, checked.pop(n, b"")) for n in pending])
             for number, reply in zip(pending, replies):
                 more, is_checked, evicted, entries, total = cast("Tuple[int, int, bytes, int, int]", reply)
                 if not is_checked:
-                    await self._check(number)
+                    await self._check(number, patience)
                     checked[number] = evicted
                 elif not more:
                     accounts[number] = (entries, total)
+            patience.go_on(progress=any(number in accounts for number in pending))
         return Usage(sum(entries for entries, _ in accounts.values()), sum(size for _, size in accounts.values()))
 
     async def clear(self) -> int:
         """See :meth:`Backend.clear`. Goes on in steps of a thousand entries."""
         deleted = 0
-        pending = self._numbers()
+        pending, patience = self._numbers(), self._patience()
         while pending:
             replies = await self._run([self._call("clear", number) for number in pending])
             steps = cast("List[Tuple[int, int]]", replies)
             deleted += sum(count for count, _ in steps)
-            pending = [number for number, (_, more) in zip(pending, steps) if more]
+            left = [number for number, (_, more) in zip(pending, steps) if more]
+            patience.go_on(progress=len(left) < len(pending))
+            pending = left
         return deleted
 
     async def ping(self) -> None:
@@ -429,7 +491,7 @@ class RedisBackend(Backend):
             return EntryTooLargeError(size, len(key) + _MAX_VALUE_BYTES)
         return None
 
-    async def _check(self, partition: int) -> None:
+    async def _check(self, partition: int, patience: _Patience) -> None:
         """Drop the index rows of every entry that the server evicted."""
         cursor = b"0"
         while True:
@@ -437,19 +499,33 @@ class RedisBackend(Backend):
             cursor = cast("List[bytes]", reply)[0]
             if cursor == b"0":
                 return
+            patience.go_on(progress=False)
 
     async def _run(self, requests: Sequence[Request], *, repeatable: bool = True) -> List[Reply]:
+        router = self._router()
         try:
-            return await self._reach(requests, repeatable=repeatable)
-        except CacheError as error:
-            raise self._fault(error) from error
+            return await router.run(requests, repeatable=repeatable)
+        except ForeignStoreError:
+            # Whoever can write there must not be able to keep a program from starting, or from the rest.
+            await self._mend(requests)
+        try:
+            return await router.run(requests, repeatable=repeatable)
+        except ForeignStoreError as error:
+            raise BackendUnavailableError(str(error)) from error
 
-    async def _reach(self, requests: Sequence[Request], *, repeatable: bool = True) -> List[Reply]:
-        return await self._router().run(requests, repeatable=repeatable)
+    async def _mend(self, requests: Sequence[Request]) -> None:
+        """Remove what is of another type than ours from under the names that scripts were called with."""
+        mending = []
+        for slot, (verb, *arguments) in requests:
+            if verb == "EVALSHA":
+                # The keys, the prefix and the time stay.
+                rest = arguments[1 : 4 + int(arguments[1])]
+                mending.append(self._request(slot, verb, SCRIPTS["mend"].sha, *rest))
+        if mending:
+            await self._router().run(mending, repeatable=True)
 
-    def _fault(self, error: CacheError) -> CacheError:
-        # If somebody's key took the place of one of ours since we opened, that is, for the caller, an outage.
-        return BackendUnavailableError(str(error)) if isinstance(error, ForeignStoreError) else error
+    def _patience(self) -> _Patience:
+        return _Patience(_UPKEEP_FACTOR * self._timeout, self._deployment)
 
     def _router(self) -> Router:
         return self._access().router

@@ -19,6 +19,7 @@ from . import (  # noqa: F401 - each adds its checks, which run in this order
     _corruption,
     _concurrency,
     _cancellation,
+    _waiting,
     _processes,
     _machine,
 )

@@ -28,7 +28,6 @@ from claude_force_cache import (
     BackendUnavailableError,
     BackendURL,
     Clock,
-    ForeignStoreError,
     InvalidURLError,
     load_backend,
 )
@@ -263,16 +262,6 @@ def test_clearing_leaves_no_key_behind(start_server: Any, namespace: str) -> Non
     with_backend(backend(server.url, namespace, 1000), work)
     with redis.Redis(host=server.host, port=server.port) as client:
         assert client.keys("*") == [b"cfc:{%b}:partitions" % namespace.encode()]
-
-
-def test_foreign_data_under_our_names_is_refused(redis_server: Any, namespace: str) -> None:
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.set(f"cfc:{{{namespace}:0}}:account", b"foreign")
-        store = backend(redis_server.url, namespace, 100)
-        with pytest.raises(ForeignStoreError, match="another namespace"):
-            asyncio.run(store.open())
-        assert client.get(f"cfc:{{{namespace}:0}}:account") == b"foreign"
-        client.delete(f"cfc:{{{namespace}:0}}:account")
 
 
 def test_scripts_that_the_server_forgot_are_sent_again(redis_server: Any, namespace: str) -> None:

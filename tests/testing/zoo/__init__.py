@@ -4,7 +4,7 @@
 them, grouped by the rule of the contract that they break; ``registry`` knows them all.
 """
 
-from . import account, contents, life, lifecycle, limit, sharing, versions
+from . import account, contents, life, lifecycle, limit, sharing, versions, waiting
 from .reference import DictBackend, SQLiteBackend
 from .registry import MUTANTS, Mutant
 
@@ -20,4 +20,5 @@ __all__ = [
     "limit",
     "sharing",
     "versions",
+    "waiting",
 ]
