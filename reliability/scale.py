@@ -111,11 +111,11 @@ def _lost(asked: Traffic, places: _Places) -> None:
             stores = [Evicting(limit) for _ in range(count)]
             loss = traffic.lose_a_server(asked, places.servers[count], stores, window=window)
             ratios = (f"{ratio:.1%}" for ratio in (loss.before, loss.without, loss.refilling[0]))
-            refilled = "later" if loss.until_refilled is None else f"{loss.until_refilled:,}"
+            refilled = "later" if loss.until_refilled is None else f"{loss.until_refilled + window:,}"
             held = limit * len(asked.sizes) / asked.bytes
             rows.append([f"{share:.0%}", count, f"{held:,.0f}", *ratios, refilled])
     columns = ["limit, of all entries", "servers", "entries on each", "hit ratio before", "while one is away"]
-    columns += [f"it is back, empty: first {window:,} look-ups", "look-ups until within half a point"]
+    columns += [f"it is back, empty: first {window:,} look-ups", "within half a point after, at most"]
     _table(f"One server away for {len(asked.asked) // 4:,} look-ups, exponent {asked.exponent:g}", columns, rows)
 
 
