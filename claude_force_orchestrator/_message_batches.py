@@ -158,6 +158,7 @@ class MessageBatches:
         self._thread = CapacityLimiter(1)
         self._unsent = 0
         self._reserved: Dict[str, Reservation] = {}
+        self._gone: Dict[int, str] = {}
         self.under_way: List[Outstanding] = []
 
     def stop(self) -> None:
@@ -392,15 +393,33 @@ class MessageBatches:
         try:
             found = await self._caller.manage(lambda client: client.messages.batches.retrieve(batch.id))
         except CallError as error:
-            if error.status == 404:
-                return True  # collecting it says so
-            raise
+            if error.status != 404:
+                raise
+            self._gone[batch.number] = f"batch {batch.id} is gone: {error}"
+            return True
+        if found.archived_at is not None:
+            self._gone[batch.number] = f"the results of batch {batch.id} are gone: the API keeps them for 29 days"
         return bool(found.processing_status == "ended")
 
     async def _collect(self, batch: Outstanding) -> AsyncGenerator[Numbered, None]:
-        """Give out the results of a batch that has ended; what has none is asked again."""
-        failures = 0
+        """Give out the results of a batch that has ended; what has none is asked again, unless it is gone."""
         lost: OrchestratorError = ServerError("the batch ended without a result for the request", attempts=1)
+        if batch.number in self._gone:
+            lost = BadRequestError(self._gone.pop(batch.number), status=404)
+        else:
+            async for item in self._read(batch):
+                yield item
+        while not self._stop.is_set():
+            rest = await self._do(partial(self._state.of_batch, batch.number, BULK))
+            if not rest:
+                await self._do(partial(self._state.give_back, batch.number))
+                return
+            async for item in self._settle([(waiting, lost) for waiting in rest], batch.begun):
+                yield item
+
+    async def _read(self, batch: Outstanding) -> AsyncGenerator[Numbered, None]:
+        """Give out the results that the API has, read again if they break off."""
+        failures = 0
         while True:
             try:
                 async for group in self._groups(batch):
@@ -408,22 +427,13 @@ class MessageBatches:
                         yield item
                     if self._stop.is_set():
                         return
-                break
-            except CallError as error:
+            except (*_UNCERTAIN, RateLimitError) as error:
                 failures += 1
-                if error.status == 404:
-                    lost = BadRequestError(f"the results of batch {batch.id} are gone: {error}", status=404)
-                    break
-                if failures >= _MOST_ATTEMPTS or not isinstance(error, (*_UNCERTAIN, RateLimitError)):
+                if failures >= _MOST_ATTEMPTS:
                     raise
                 _logger.info("the results of batch %s broke off and are read again: %s", batch.id, error)
-        while True:
-            rest = await self._do(lambda: self._state.of_batch(batch.number, BULK))
-            if not rest:
-                break
-            async for item in self._settle([(waiting, lost) for waiting in rest], batch.begun):
-                yield item
-        await self._do(lambda: self._state.give_back(batch.number))
+            else:
+                return
 
     async def _groups(self, batch: Outstanding) -> AsyncIterator[List[Tuple[str, Mapping[str, Any]]]]:
         """Iterate over the results of a batch, some at a time.

@@ -35,7 +35,6 @@ from claude_force_orchestrator import (
 from claude_force_orchestrator import _message_batches as message_batches
 
 KEY = "sk-ant-test-0123456789"
-DAY = "2026-11-28T10:00:00Z"
 
 
 def message(text: str, stop_reason: str = "end_turn") -> Dict[str, Any]:
@@ -74,6 +73,7 @@ class BatchesAPI:
         self.ended.set()
         self.creates: List[int] = []
         self.cuts: List[int] = []
+        self.archived: Optional[str] = None
         self.batches: Dict[str, List[Dict[str, Any]]] = {}
         self.results: Dict[str, bytes] = {}
         self.paid: Dict[str, int] = {}
@@ -205,9 +205,11 @@ class BatchesAPI:
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "expires_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 86400)),
             "ended_at": None,
-            "archived_at": None,
+            "archived_at": self.archived,
             "cancel_initiated_at": None,
-            "results_url": f"{self.url}/v1/messages/batches/{identifier}/results" if over else None,
+            "results_url": f"{self.url}/v1/messages/batches/{identifier}/results"
+            if over and not self.archived
+            else None,
         }
         return json.dumps(table).encode()
 
@@ -390,18 +392,24 @@ def test_results_of_every_kind(ask: Any, batches: BatchesAPI, state: Path) -> No
     assert ask(["cut short"])[0].metadata.cached is False
 
 
-def test_a_budget_admits_what_fits_at_half_the_price(ask: Any, batches: BatchesAPI) -> None:
-    one = 0.5 * (1000 * 0.10 + 200 * 0.50) / 1_000_000
-    most = one + 0.5 * (10 * 0.125 + 10 * 0.5) / 1_000_000
-    found = ask(["a", "b", "c", "d", "e"], settings={"max_usd": 3 * most}, max_tokens=10)
-    assert sum(result.success for result in found.values()) < 5
-    assert {type(result.error) for result in found.values() if not result.success} == {BudgetError}
-    assert ask.totals.usd_spent <= 3 * most + 3 * one
-    assert all(count == 1 for count in batches.paid.values())
-    with_room = ask(["a", "b", "c", "d", "e"], settings={"max_usd": 1.0}, max_tokens=10)
-    assert all(result.success for result in with_room.values())
-    unknown = ask(["x"], settings={"max_usd": 1.0}, model="claude-of-tomorrow")
-    assert isinstance(unknown[0].error, BudgetError)
+@pytest.mark.parametrize(("output_tokens", "sizes", "answered"), [(100, [2, 2, 1], 5), (8000, [2], 2)])
+def test_a_budget_admits_what_fits_at_half_the_price(
+    ask: Any, batches: BatchesAPI, output_tokens: int, sizes: List[int], answered: int
+) -> None:
+    """At most, a request costs $0.0025 and a little for its prompt. What others turned out to cost makes room again."""
+    said = message("yes")
+    said["usage"] = {"input_tokens": 10, "output_tokens": output_tokens}
+    batches.outcome = lambda params, before: {"type": "succeeded", "message": said}
+    tasks = ["a", "b", "c", "d", "e"]
+    found = ask(tasks, settings={"max_usd": 0.006}, max_tokens=10_000)
+    assert [len(requests) for requests in batches.batches.values()] == sizes
+    assert sum(result.success for result in found.values()) == answered
+    assert all(result.success or isinstance(result.error, BudgetError) for result in found.values())
+    assert 0 < ask.totals.usd_spent < 0.006
+    for options in ({"max_tokens": 30_000}, {"model": "claude-of-tomorrow"}):
+        refused = ask(["x"], settings={"max_usd": 0.006}, **options)
+        assert isinstance(refused[0].error, BudgetError)
+    assert len(batches.batches) == len(sizes)
 
 
 @pytest.mark.parametrize("statuses", [[429], [529, 429], [0], [500], [0, 500, 0]])
@@ -450,20 +458,28 @@ def test_results_that_are_missing_are_asked_again(ask: Any, batches: BatchesAPI)
     assert [len(requests) for requests in batches.batches.values()] == [3, 1]
 
 
-def test_a_batch_that_is_gone_is_told(ask: Any, batches: BatchesAPI, state: Path) -> None:
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_batch_that_is_gone_is_told(ask: Any, batches: BatchesAPI, state: Path, archived: bool) -> None:
     batches.ended.clear()
     describe = batches._describe
 
-    def once(identifier: str) -> bytes:
+    def gone(identifier: str) -> bytes:
+        if not batches.asked("GET", identifier):
+            return describe(identifier)
+        if archived:
+            batches.archived = "2026-10-01T00:00:00Z"
+            batches.ended.set()
         described = describe(identifier)
-        if batches.asked("GET", identifier):
+        if not archived:
             batches.batches.clear()
         return described
 
-    batches._describe = once  # type: ignore[method-assign]
+    batches._describe = gone  # type: ignore[method-assign]
     found = ask(["a", "b"])
-    assert isinstance(found[0].error, BadRequestError)
-    assert "are gone" in found[1].errors[0]
+    if archived:
+        assert "29 days" in found[0].errors[0]
+    assert isinstance(found[1].error, BadRequestError)
+    assert "gone" in found[1].errors[0]
     assert not state.exists()
 
 
