@@ -6,7 +6,8 @@ authenticated: what somebody else plants is removed, and what somebody keeps and
 waits for two holders at most, so whoever can write to the store delays it by two lives of a lease at most.
 
 A holder renews its lease every third of its life and removes it at the end, if it is still its own. One that dies
-holds the others up until the lease has expired. Losing a lease costs one more call, nothing else.
+holds the others up until the lease has expired, or was not renewed for its whole life, whatever the clocks say.
+Losing a lease costs one more call, nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import hmac
 import os
 import struct
+import time
 from types import TracebackType
 from typing import Callable, NamedTuple, Optional, Type, Union
 
@@ -30,13 +32,17 @@ _RECORD = struct.Struct(">16sQ")
 
 
 class Held(NamedTuple):
-    """A lease that another process has: by what it is known, and until when it lasts if it is not renewed.
+    """A lease that another process has: by what it is known, what its record says, and until when that holds.
 
     The time is in seconds since 1970; over, if it is not sure who has the lease.
     """
 
     token: bytes
+    record: bytes
     until: float
+
+
+_NOBODYS = Held(b"", b"", 0.0)
 
 
 class Lease:
@@ -103,22 +109,30 @@ class Leases:
                     return held
                 version = entry.version
                 await self._call(lambda: self._backend.delete(lease.name, version=version), writes=True)  # noqa: B023 - awaited
-        return Held(b"", 0.0)
+        return _NOBODYS
 
     async def wait(self, name: str, held: Held) -> None:
         """Return when the lease that another process has is over, given back or somebody else's.
 
+        One that was not renewed for its whole life, although its date is ahead, is removed: its holder is dead, and a
+        clock was set back.
+
         :raises BackendUnavailableError: if the store is not available.
         """
         lease = name + _SUFFIX
-        while True:
-            remaining = held.until - self._clock()
-            if remaining <= 0:
-                return
-            await self._backend.wait(lease, timeout=min(remaining, self._seconds))
+        seen = time.monotonic()
+        while held.until > self._clock():
+            patience = seen + self._seconds - time.monotonic()
+            await self._backend.wait(lease, timeout=max(0.0, min(held.until - self._clock(), patience)))
             entry = await self._call(lambda: self._backend.get(lease))
-            found = None if entry is None else self._held(lease, entry.value)
-            if found is None or found.token != held.token:
+            found = _NOBODYS if entry is None else self._held(lease, entry.value)
+            if entry is None or found.token != held.token:
+                return
+            if found.record != held.record:
+                seen = time.monotonic()
+            elif patience <= 0:
+                version = entry.version
+                await self._call(lambda: self._backend.delete(lease, version=version), writes=True)  # noqa: B023 - awaited
                 return
             held = found
 
@@ -177,6 +191,6 @@ class Leases:
         if len(record) < _RECORD.size or not hmac.compare_digest(
             self._stamp(name.encode() + record), data[_RECORD.size :]
         ):
-            return Held(b"", 0.0)
+            return _NOBODYS
         token, until = _RECORD.unpack(record)
-        return Held(token, min(float(until) / 1000, self._clock() + self._seconds))
+        return Held(token, record, min(float(until) / 1000, self._clock() + self._seconds))

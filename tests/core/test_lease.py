@@ -152,6 +152,21 @@ def test_a_holder_that_dies_holds_the_others_up_until_its_lease_is_over(shared_u
     together(shared_url, 3, test, namespace, lease="1s")
 
 
+def test_a_clock_that_is_set_back_does_not_prolong_the_lease_of_a_dead_holder(disk_url: str, namespace: str) -> None:
+    offset = [0.0]
+
+    async def test(holder: Cache[int], other: Cache[int]) -> None:
+        assert holder._leases is not None
+        assert isinstance(await holder._leases.take(await holder.stored_key(KEY)), Lease)
+        offset[0] = -3600.0
+        began = time.monotonic()
+        assert await other.get_or_compute(KEY, Counter(0.0)) == 1
+        assert time.monotonic() - began >= 0.9, "the holder may have been alive, and was not waited for"
+        assert [info.key for info in await infos(other)] == [await other.stored_key(KEY)]
+
+    together(disk_url, 2, test, namespace, lease=1, clock=lambda: time.time() + offset[0])
+
+
 def test_a_lease_is_renewed_while_its_call_runs(shared_url: str, namespace: str) -> None:
     counter = Counter(3.5)
 
