@@ -10,7 +10,7 @@ export CACHE
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
 
-.PHONY: help install servers demo test conformance lint format reference types contracts bench budgets fuzz oldest newest wheel-check plugin-check clean
+.PHONY: help install servers demo test conformance lint format reference types contracts bench budgets fuzz soak oldest newest wheel-check plugin-check clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ budgets: install servers ## count the hot paths' instructions on every Python he
 
 fuzz: install ## what reads entries, replies, URLs and files is given bytes that somebody made up (ARGS=)
 	@$(BIN)/python -m reliability.fuzz $(ARGS)
+
+# BACKENDS="disk redis" for some of them. An hour in all; three of them at once, by hand, take twenty minutes.
+soak: BACKENDS ?= disk redis memcached
+soak: MINUTES ?= 20
+soak: install servers ## eight processes use each store for long while everything fails (BACKENDS=, MINUTES= for each, ARGS=)
+	@$(BIN)/python -m reliability.soak $(foreach backend,$(BACKENDS),--backend $(backend)) --minutes $(MINUTES) $(ARGS)
 
 wheel-check: install servers ## build, then install the wheel with each extra alone and try it
 	@$(BIN)/python scripts/wheel_check.py
