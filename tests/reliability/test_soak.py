@@ -5,6 +5,7 @@ import pytest
 from reliability.soak import main
 
 
+@pytest.mark.timeout(400)  # four processes that start on a busy machine take their time
 @pytest.mark.parametrize("backend", ["disk", "redis", "memcached"])
 def test_processes_that_do_everything_while_everything_fails_leave_an_exact_account_and_nothing_else(
     backend: str, capfd: pytest.CaptureFixture[str]
