@@ -64,8 +64,8 @@ _SLACK = 8.0
 """Seconds beyond its life in which a value may be seen, since its maker may have been frozen before it was stored."""
 
 _STALE = 2.0
-_LONGEST = 45.0
-"""Seconds that a call may take. It may have to wait for two leases, a computation, and a process that is frozen."""
+_LONGEST = 120.0
+"""Seconds that a call may take. ``verify`` asks the store dozens of times, and may count three times."""
 
 _SETTLES = 15.0
 _TURN, _LATE_TURN = 0.1, 0.25
