@@ -37,7 +37,7 @@ def main() -> int:
             reasons = [_run(case, bench, sections) for case in chosen]
         finally:
             bench.servers.close()
-    failed = [reason for reason in reasons if reason is not None]
+    failed = [*bench.failures, *(reason for reason in reasons if reason is not None)]
     run: Dict[str, Any] = {
         "mode": "quick" if arguments.quick else "full",
         "begun": begun.strftime("%Y-%m-%d %H:%M UTC"),

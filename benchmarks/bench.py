@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Coroutine, Dict, List, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, Coroutine, Dict, Iterator, List, NamedTuple, Optional, TypeVar
 
 from claude_force_cache import (
     BackendSettings,
@@ -84,6 +86,7 @@ class Bench:
         self.quick = quick
         self.say = say
         self.servers = Servers(folder)
+        self.failures: List[str] = []
         self._numbers = itertools.count()
 
     def pick(self, quick: T, full: T) -> T:
@@ -107,6 +110,17 @@ class Bench:
         else:
             section.plots[file] = caption
 
+    @contextmanager
+    def attempt(self, section: Section, what: str) -> Iterator[None]:
+        """Enter what fails inside into the section and into :attr:`failures`, and go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a part that fails must not cost the figures of the others
+            traceback.print_exc()
+            reason = f"{what}: {type(error).__name__}: {error}"
+            section.missing.append(f"failed: {reason}")
+            self.failures.append(reason)
+
     def missing(self, store: str) -> Optional[str]:
         """Return why nothing can be measured on this store, or None."""
         if store in PROGRAMS and self.servers.program(store) is None:
@@ -127,7 +141,7 @@ class Bench:
 
     def cache(self, url: str, **options: object) -> Cache[Any]:
         """Return a cache with this run's secret. Stores have the time that a busy machine may need."""
-        settings: Dict[str, Any] = {"timeout": 30, **options}
+        settings: Dict[str, Any] = {"timeout": 30, **_patience(url), **options}
         return open_cache(url, secrets=SECRET, **settings)
 
     def backend(self, url: str, *, max_bytes: Optional[int] = None) -> Any:
@@ -139,7 +153,7 @@ class Bench:
                 url=parts,
                 namespace=query.get("namespace", _NAMESPACE),
                 max_bytes=max_bytes,
-                options={option.name: option.default for option in plugin.options},
+                options={**{option.name: option.default for option in plugin.options}, **_patience(url)},
             )
         )
 
@@ -169,6 +183,11 @@ class Bench:
         if usage.entries != entries:
             raise RuntimeError(f"{entries} entries were stored, and {usage.entries} are there")
         return int(usage.bytes)
+
+
+def _patience(url: str) -> Dict[str, float]:
+    options = {"redis": ("socket_timeout",), "memcached": ("connect_timeout", "socket_timeout")}
+    return dict.fromkeys(options.get(url.partition(":")[0], ()), 30.0)
 
 
 async def maybe(result: Any) -> Any:

@@ -93,7 +93,7 @@ async def _count(bench: Bench) -> Dict[str, int]:
             operations = await _operations(bench, stack)
             return {
                 # A hundred keys are many instructions, each of which is slow to count.
-                name: await _least(counter, operation, repeats=3 if "many" in name else 12)
+                name: await _least(counter, operation, repeats=6 if "many" in name else 12)
                 for name, operation in operations.items()
             }
     finally:

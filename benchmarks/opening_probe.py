@@ -18,7 +18,7 @@ from .machine import resident_bytes
 
 async def probe(url: str) -> Dict[str, float]:
     """Return the seconds and bytes that ``open`` and a first look-up took, and the entries that were there."""
-    cache = open_cache(url, max_bytes="none")
+    cache = open_cache(url, max_bytes="none", timeout=30)
     memory, start = resident_bytes(), time.perf_counter()
     await cache.open()
     opened, grown = time.perf_counter(), resident_bytes()

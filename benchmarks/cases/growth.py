@@ -69,7 +69,8 @@ async def growth(bench: Bench) -> Section:
             section.missing.append(reason)
             continue
         begun = time.monotonic()
-        with placement.servers(), placement.client():
+        rows: Dict[int, Dict[str, float]] = {}
+        with bench.attempt(section, store), placement.servers(), placement.client():
             rows = await _measure(bench, store, sizes)
         section.rows += [{"name": f"{store}, {entries:,}", **row} for entries, row in rows.items()]
         bench.say(f"  {store}: {time.monotonic() - begun:.0f} s")

@@ -48,13 +48,15 @@ async def limits(bench: Bench) -> Section:
             continue
         for entries in (1_000, bench.pick(5_000, 50_000)):
             bench.say(f"  {store}, {entries:,} entries")
-            row = await _measure(bench, store, entries)
-            section.rows.append(row)
-            section.targets += [
-                Target("limit", f"{row['name']}: median", row["ratio"], _LIMIT, "times"),
-                Target("limit", f"{row['name']}: mean", row["mean_ratio"], _LIMIT, "times"),
-            ]
-    await _memory_backend(bench, section)
+            with bench.attempt(section, f"{store}, {entries:,} entries"):
+                row = await _measure(bench, store, entries)
+                section.rows.append(row)
+                section.targets += [
+                    Target("limit", f"{row['name']}: median", row["ratio"], _LIMIT, "times"),
+                    Target("limit", f"{row['name']}: mean", row["mean_ratio"], _LIMIT, "times"),
+                ]
+    with bench.attempt(section, "memory backend"):
+        await _memory_backend(bench, section)
     return section
 
 

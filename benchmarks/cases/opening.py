@@ -8,7 +8,7 @@ import statistics
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Dict, List
+from typing import Any, Awaitable, Callable, Dict, List, Sequence
 
 from ..bench import STORES, Bench, case
 from ..measuring import Column, Contender, Section, interleave
@@ -52,18 +52,22 @@ async def opening(bench: Bench) -> Section:
             section.missing.append(reason)
             continue
         bench.say(f"  {store}")
-        rows = {entries: {"name": f"{store}, {entries:,}"} for entries in sizes}
-        if store == "memory":
-            await _usage(bench, store, dict.fromkeys(sizes, "memory://"), rows)
-        else:
-            urls = {entries: bench.new_url(store) for entries in sizes}
-            for entries, url in urls.items():
-                await bench.fill(url, entries=entries, size=_SIZE)
-            await _open(bench, urls, rows)
-            await _usage(bench, store, urls, rows)
-        section.rows += rows.values()
-        section.targets += _judge(store, rows[sizes[1]], rows[sizes[2]])
+        with bench.attempt(section, store):
+            rows = await _measure(bench, store, sizes)
+            section.rows += rows.values()
+            section.targets += _judge(store, rows[sizes[1]], rows[sizes[2]])
     return section
+
+
+async def _measure(bench: Bench, store: str, sizes: Sequence[int]) -> Dict[int, Dict[str, Any]]:
+    rows: Dict[int, Dict[str, Any]] = {entries: {"name": f"{store}, {entries:,}"} for entries in sizes}
+    urls = {entries: bench.new_url(store) for entries in sizes}
+    if store != "memory":
+        for entries, url in urls.items():
+            await bench.fill(url, entries=entries, size=_SIZE)
+        await _open(bench, urls, rows)
+    await _usage(bench, store, urls, rows)
+    return rows
 
 
 def _judge(store: str, few: Dict[str, Any], many: Dict[str, Any]) -> List[Target]:

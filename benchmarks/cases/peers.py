@@ -90,7 +90,8 @@ async def peers(bench: Bench) -> Section:
         for placement in placements(alone=store == "memory"):
             for size in _SIZES:
                 bench.say(f"  {store}, {size}, {placement.name}")
-                await _measure(bench, section, store, size, placement)
+                with bench.attempt(section, f"{store}, {size}, {placement.name}"):
+                    await _measure(bench, section, store, size, placement)
     bench.plot(section, "hits", "A hit of 2 KB on one core, and each of 64 at once", _bars(section))
     return section
 

@@ -1,7 +1,6 @@
 """``claude-force memory``: what agents remember, and how they forget it."""
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
-import sqlite3
 import sys
 import time
 from contextlib import contextmanager
@@ -124,6 +123,8 @@ def prune(
 
 @contextmanager
 def _opened(config: ConfigOption) -> "Iterator[Tuple[MemorySettings, Sessions]]":
+    import sqlite3
+
     from .._memory import MemorySettings
     from .._project import Project
     from .._sessions import Sessions

@@ -1,7 +1,6 @@
 """``claude-force metrics``: what executions took, cost and saved."""
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
-import sqlite3
 import sys
 import time
 from contextlib import contextmanager
@@ -301,6 +300,8 @@ def _opened(
 
     :raises CommandError: if they cannot be used, or the file cannot.
     """
+    import sqlite3
+
     from .._executions import Executions
     from .._metrics import Selection
     from .._project import Project
