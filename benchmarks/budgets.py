@@ -37,6 +37,8 @@ __all__ = ["BUDGETS", "compare", "count"]
 BUDGETS = Path(__file__).with_name("budgets.json")
 
 _LENGTH = 2_000
+_LET_PASS = 1.001
+"""A timer that starts is in the count of a hundred keys where the machine is so slow that each time one does."""
 _KEYS = 100
 
 Operation = Callable[[int], Awaitable[object]]
@@ -190,7 +192,7 @@ def compare(counts: Mapping[str, int], budgets: Mapping[str, int]) -> List[str]:
             lines.append(f"{name}: has a budget of {most}, and is not counted any more")
         elif most is None:
             lines.append(f"{name}: takes {found} instructions, and has no budget")
-        elif found > most:
+        elif found > most * _LET_PASS:
             share = 100 * (found - most) / most
             lines.append(f"{name}: takes {found} instructions, {found - most} ({share:.1f} %) above its budget {most}")
     return lines
@@ -206,8 +208,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budgets", description=__doc__)
     parser.add_argument("--write", action="store_true", help="make what was counted the budgets of this Python")
     arguments = parser.parse_args()
+    counts = count()
     table: Dict[str, Dict[str, int]] = json.loads(BUDGETS.read_text(encoding="utf-8"))
-    counts, budgets = count(), table.get(version(), {})
+    budgets = table.get(version(), {})
     print(f"Python {version()}")
     for name, found in counts.items():
         print(f"  {found:7} of {budgets.get(name, 0):7}  {name}")
