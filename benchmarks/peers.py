@@ -12,6 +12,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+# Or LiteLLM asks the internet when it is imported.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
 __all__ = ["FLOOR", "NOTHING", "PEERS", "Peer", "Store"]
 
 FLOOR = "floor: "
@@ -126,7 +129,6 @@ def _aiocache(cache: Any, guarantees: str) -> Peer:
 
 @_peer("memory", "LiteLLM")
 async def _litellm_memory(store: Store) -> Peer:
-    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the internet when it is imported
     from litellm.caching.in_memory_cache import InMemoryCache
 
     return _litellm(InMemoryCache(max_size_in_memory=10_000), _ENTRIES_ONLY)
@@ -240,13 +242,6 @@ async def _cashews_disk(store: Store) -> Peer:
     cache.setup("disk://", directory=str(store.folder / "cashews"))
     store.stack.push_async_callback(cache.close)
     return _cashews(cache, _UNPICKLES)
-
-
-@_peer("disk", "LiteLLM")
-async def _litellm_disk(store: Store) -> Peer:
-    from litellm.caching.disk_cache import DiskCache
-
-    return _litellm(DiskCache(str(store.folder / "litellm")), "shared; unpickles; blocks the event loop")
 
 
 @_peer("disk", "LangChain")
