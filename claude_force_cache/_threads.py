@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import threading
+import weakref
 from functools import partial
 from itertools import islice
+from queue import SimpleQueue
 from typing import (
     Any,
     AsyncIterator,
@@ -15,9 +18,9 @@ from typing import (
     Hashable,
     List,
     Mapping,
+    NamedTuple,
     Optional,
     Sequence,
-    Set,
     Tuple,
     TypeVar,
 )
@@ -32,13 +35,126 @@ T = TypeVar("T")
 _SCAN_CHUNK = 256
 
 
+class _Job(NamedTuple):
+    """A call for a thread, and who waits for it in which event loop."""
+
+    function: Callable[..., Any]
+    arguments: Tuple[Any, ...]
+    answer: asyncio.Future[Any]
+
+
+class _Queue:
+    """Calls for threads that are started as they are needed. It knows nothing of its :class:`Workers`.
+
+    So that workers which nobody holds any more can go, and their threads with them.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._jobs: SimpleQueue[Optional[_Job]] = SimpleQueue()
+        # Reentrant: the garbage collector may end it in the middle of anything.
+        self._lock = threading.RLock()
+        self._unfinished = 0
+        self._closed = False
+        self.threads: List[threading.Thread] = []
+        self.process = os.getpid()
+        _queues.add(self)
+
+    def put(self, job: _Job) -> bool:
+        """Hand over a call; False if the queue is closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            if self._unfinished >= len(self.threads) < self._most:  # none of them is free
+                self._start_thread()
+            self._unfinished += 1
+            self._jobs.put(job)
+            return True
+
+    def close(self) -> None:
+        """Take no more calls, and end the threads after those that were taken. Idempotent."""
+        if os.getpid() == self.process:
+            with self._lock:
+                if not self._closed:
+                    self._closed = True
+                    for _ in self.threads:
+                        self._jobs.put(None)
+
+    def join(self) -> None:
+        """Wait until all calls are finished. The queue was closed."""
+        if os.getpid() == self.process:
+            for thread in self.threads:
+                thread.join()
+
+    def _start_thread(self) -> None:
+        # A daemon: the program's end would wait for another kind before anybody could tell it to end.
+        name = f"claude-force-cache-{self._name}-{len(self.threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            self._perform(job)
+            del job  # it may hold a large value, and the next one may be long in coming
+
+    def _perform(self, job: _Job) -> None:
+        function, arguments, answer = job
+        outcome = None if answer.cancelled() else _call(function, arguments)
+        # Before the answer: who gets it and asks again at once needs no other thread.
+        with self._lock:
+            self._unfinished -= 1
+        if outcome is not None:
+            try:
+                answer.get_loop().call_soon_threadsafe(_settle, answer, *outcome)
+            except RuntimeError:
+                pass  # the event loop is closed, and the caller with it
+
+
+def _call(function: Callable[..., Any], arguments: Tuple[Any, ...]) -> Tuple[Any, Optional[BaseException]]:
+    # By itself, since an error refers to the frames that it came through: none of them may refer to the error.
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # noqa: BLE001 - it goes to the caller
+        return None, error
+
+
+def _settle(answer: asyncio.Future[Any], result: Any, error: Optional[BaseException]) -> None:
+    if answer.done():
+        return  # the caller was cancelled
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)
+
+
+_queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish() -> None:
+    """Let calls that are running at the end of the program finish: a thread that is stopped inside one may crash."""
+    queues = list(_queues)
+    for queue in queues:
+        queue.close()
+    for queue in queues:
+        queue.join()
+
+
 class Workers:
-    """A bounded pool of threads that any event loop may use. A caller that is cancelled leaves its call running."""
+    """A bounded pool of threads that any event loop may use. A caller that is cancelled leaves its call running.
+
+    The way into a thread and back is most of what a look-up costs, so it has no more parts than it needs: a
+    queue, a thread that waits for it, and one wake-up of the event loop.
+    """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"claude-force-cache-{name}")
-        self._process = os.getpid()
-        self._running: Set[Future[Any]] = set()
+        self._queue = _Queue(threads, name)
+        weakref.finalize(self, self._queue.close).atexit = False
         self._closed = False
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -47,36 +163,32 @@ class Workers:
         :raises BackendClosedError: if the pool is closed.
         :raises BackendUnavailableError: if this process was forked from the one that made the pool.
         """
-        if self._closed:
-            raise BackendClosedError("the cache is closed: open another one")
-        if os.getpid() != self._process:
+        if os.getpid() != self._queue.process:
             # Threads stay behind in a fork, and a call that is handed to them would never return.
             raise BackendUnavailableError("the cache was opened before this process was forked: open one in each")
-        future = self._pool.submit(function, *args)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if not self._queue.put(_Job(function, args, answer)):
+            raise BackendClosedError("the cache is closed: open another one")
+        return await answer
 
     async def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """Let the calls that are running finish, call ``last`` in one of the threads, and end all threads."""
+        """Let the calls that were taken finish, call ``last`` in a thread, and end all threads; also if cancelled."""
         if self._closed:
             return
         self._closed = True
-        if os.getpid() != self._process:
+        if os.getpid() != self._queue.process:
             return
 
         def finish() -> None:
-            wait(list(self._running))
-            try:
-                self._pool.submit(last).result()
-            finally:
-                self._pool.shutdown()
+            self._queue.join()
+            last()
 
-        closer = ThreadPoolExecutor(1)
-        try:
-            await asyncio.wrap_future(closer.submit(finish))
-        finally:
-            closer.shutdown(wait=False)
+        self._queue.close()
+        closer = _Queue(1, "closing")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        closer.put(_Job(finish, (), answer))
+        closer.close()
+        await asyncio.shield(answer)  # it happens, also if nobody waits for it
 
 
 class ThreadedBackend(Backend):

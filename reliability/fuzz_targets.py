@@ -429,14 +429,19 @@ def _memcached(data: bytes) -> None:
 
     The times are short, for one that says "busy" again and again is asked again until they are over.
     """
-    for verb in (Server.settings, lambda server: server.items("cfc:ns:"), lambda server: server.delete_all(["a"])):
+    for verb in (
+        Server.settings,
+        lambda server: server.read(["a", "b"]),
+        lambda server: server.items("cfc:ns:"),
+        lambda server: server.delete_all(["a"]),
+    ):
         server = Server("127.0.0.1", 1, connect_timeout=0.02, timeout=0.02, patience=0.02, threads=1)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
             wire = _Given.__new__(_Given)
-            wire._socket, wire._reader = ours, ours.makefile("rb", 65536)
+            wire._socket, wire._reader = ours, io.BufferedReader(ours.makefile("rb", 0))
             server._wires.append(wire)
             try:
                 verb(server)

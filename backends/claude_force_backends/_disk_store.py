@@ -144,6 +144,7 @@ class Store:
         self._busy_timeout = busy_timeout
         self.disk = BytesDisk(str(root))
         self._path: Optional[Path] = None
+        self._file = ""  # the same, for the look at it before each verb
         # In one process writers queue here: SQLite's own waiting polls, at growing intervals.
         self._writing = threading.Lock()
         self._guard = threading.Lock()
@@ -157,8 +158,10 @@ class Store:
         :raises ForeignStoreError: if any of them is not ours.
         :raises BackendUnavailableError: if they cannot be used.
         """
-        with self._translated():
+        try:
             self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            raise self._translated(error) from error
         self._opened = True
 
     def close(self) -> None:
@@ -174,7 +177,7 @@ class Store:
         """Lend a connection on which each statement sees one committed state."""
         if not self._opened:
             raise BackendClosedError("the disk cache is not open: use it between open() and close()")
-        with self._translated():
+        try:
             identity, connection = self._take()
             try:
                 yield connection
@@ -183,6 +186,8 @@ class Store:
                 connection.close()
                 raise
             self._give(identity, connection)
+        except (OSError, sqlite3.Error) as error:
+            raise self._translated(error) from error
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -221,15 +226,15 @@ class Store:
         One that took its place is looked at as at the beginning.
         """
         found = None
-        if self._path is not None:
+        if self._file:
             try:
-                status = self._path.lstat()
+                status = os.lstat(self._file)
                 found = status.st_dev, status.st_ino
             except FileNotFoundError:
                 pass
         if found is None or self._identity not in {None, found}:
             try:
-                status = self._prepare().lstat()
+                status = os.lstat(self._prepare())
             except ForeignStoreError as error:
                 raise BackendUnavailableError(str(error)) from error
             found = status.st_dev, status.st_ino
@@ -257,6 +262,7 @@ class Store:
         path = self._path = prepare_folder(
             self._root, self._namespace, "cache.db", private=self._private, network=self._network
         )
+        self._file = str(path)
         connection = self._connect()
         try:
             if _pragma(connection, "user_version") != _FORMAT:
@@ -302,16 +308,9 @@ class Store:
                     raise
             time.sleep(0.005)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise unavailable_folder(error, self._root) from error
-        except sqlite3.Error as error:
-            raise self._unavailable(error) from error
-
-    def _unavailable(self, error: sqlite3.Error) -> BackendUnavailableError:
+    def _translated(self, error: Exception) -> BackendUnavailableError:
+        if isinstance(error, OSError):
+            return unavailable_folder(error, self._root)
         text = str(error)
         if "locked" in text or "busy" in text:
             return self._locked()

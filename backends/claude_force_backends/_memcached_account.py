@@ -25,11 +25,12 @@ expiries are not taken off the counter; recounts find them.
 
 from __future__ import annotations
 
+import heapq
 import random
 import secrets
 import threading
 import time
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from claude_force_cache import BackendUnavailableError
 
@@ -191,13 +192,18 @@ class Account:
         epoch = self._begin_epoch()
         if epoch is None:
             return None, 0
-        items = self._server.items(self._prefix)
-        live = sum(self.size_of(item) for item in items)
+        live = replaced = 0
+        runs: List[List[Item]] = []
+        for items in self._server.lists(self._prefix):
+            live += sum(map(self.size_of, items))
+            replaced += sum(self.size_of(item) for item in items if item.name == name)
+            # Sorted in portions, and later no further than needed: all at once would hold up every other thread.
+            runs.append(sorted((item for item in items if item.name != name), key=_age))
         # The entry of the same name is about to go, but until then it counts.
-        need = max(0, size - sum(self.size_of(item) for item in items if item.name == name))
+        need = max(0, size - replaced)
         evicted = 0
         if live + need > self.limit:
-            victims = self._victims([item for item in items if item.name != name], live + need - self.limit)
+            victims = self._victims(heapq.merge(*runs, key=_age), live + need - self.limit)
             for item, deleted in zip(victims, self._server.delete_unchanged(victims)):
                 if deleted:
                     evicted += 1
@@ -228,11 +234,10 @@ class Account:
             done = self._server.call("cas", self._counter, full, cas, repeatable=False)
         return epoch if done else None
 
-    def _victims(self, items: List[Item], excess: int) -> List[Item]:
-        """Return the least recently used that have to go, and some more as far as the slack reaches."""
+    def _victims(self, items: Iterable[Item], excess: int) -> List[Item]:
+        """Return those of ``items``, least recently used first, that have to go, and some more for the slack."""
         victims, freed = [], 0
-        # The server notes uses in whole seconds, and numbers writes one by one.
-        for item in sorted(items, key=lambda item: (item.last_use, item.cas)):
+        for item in items:
             size = self.size_of(item)
             if freed >= excess and freed + size > excess + self._slack:
                 break
@@ -251,6 +256,11 @@ class Account:
 
     def _size(self, name: str, length: int) -> int:
         return len(name) - len(self._prefix) + length - self._overhead
+
+
+def _age(item: Item) -> Tuple[int, int]:
+    # The server notes uses in whole seconds, and numbers writes one by one.
+    return item.last_use, item.cas
 
 
 def _number(value: Optional[bytes]) -> Optional[int]:

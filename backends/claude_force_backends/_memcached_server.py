@@ -11,8 +11,9 @@ import re
 import socket
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
-from urllib.parse import quote, unquote
+from io import BufferedReader
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import quote
 
 from pymemcache.client.base import PooledClient
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
@@ -22,7 +23,12 @@ from ._memcached_health import Health
 __all__ = ["Item", "Server"]
 
 _BATCH = 200
-_NAME = re.compile(r"[a-z0-9._-]{1,128}\Z")
+_NAME = re.compile(rb"[a-z0-9._-]{1,128}\Z")  # as the server writes them; others it encodes
+_META = re.compile(rb"^HD k(\S+) s(\d+) t(-?\d+) c(\d+)\r?\n", re.MULTILINE)
+_ERROR = re.compile(rb"^(?:CLIENT_|SERVER_)?ERROR.*", re.MULTILINE)
+_CHUNK = 1 << 16
+_PAUSE = 0.0001
+_MOST_AT_ONCE = 1 << 20
 _LONGEST_LINE = 65536
 _ANSWER_FACTOR, _LISTING_FACTOR = 10, 150
 """Of a server's patience, what a whole answer may take, and a whole listing: a server that talks without end is cut."""
@@ -107,8 +113,21 @@ class Server:
             rows = [line.split(b" ", 2) for line in wire.lines_until(b"END")]
             return {row[1].decode(): row[2].decode() for row in rows if len(row) == 3 and row[0] == b"STAT"}
 
+    def read(self, names: Sequence[str]) -> Dict[str, bytes]:
+        """Return the values of those items that are there, in one round trip.
+
+        :raises BackendUnavailableError: if the server does not answer, or answers with an error.
+        """
+        with self._wire(self._timeout) as wire:
+            wire.send(f"get {' '.join(names)}\r\n".encode())
+            return dict(wire.values())
+
     def items(self, prefix: str) -> List[Item]:
-        """Return the live items whose names start with ``prefix``, without using them. Not a snapshot.
+        """Return what :meth:`lists` yields, in one list."""
+        return [item for items in self.lists(prefix) for item in items]
+
+    def lists(self, prefix: str) -> Iterator[List[Item]]:
+        """Yield the live items whose names start with ``prefix``, some at a time, without using them. Not a snapshot.
 
         Names that no entry can have are left out: bookkeeping, which goes on with an exclamation mark, and what
         somebody else planted. A server takes names with line ends in them, which would be commands in ours.
@@ -116,26 +135,27 @@ class Server:
         :raises BackendUnavailableError: also if the server's crawler is switched off, or busy for too long.
         """
         with self._wire(self.patience) as wire:
-            last_uses: Dict[str, int] = {}
-            start = b"key=" + quote(prefix, safe="").encode()
-            for line in self._dump(wire):
-                # There may be any number of other namespaces, so a line of theirs is not taken apart.
-                if not line.startswith(start):
-                    continue
-                row = dict(field.split(b"=", 1) for field in line.split() if b"=" in field)
-                name = unquote(row[b"key"].decode("ascii"))
-                if _NAME.match(name, len(prefix)):
-                    last_uses[name] = int(row[b"la"])
-            items = []
-            for batch in _batches(list(last_uses)):
+            # There may be any number of other namespaces, so a line of theirs is not taken apart.
+            line = re.compile(
+                rb"^key=%s(\S*)(?: .*?\bla=(\d+))?" % re.escape(quote(prefix, safe="").encode()), re.MULTILINE
+            )
+            last_uses: Dict[bytes, int] = {}
+            for text in self._dump(wire):
+                last_uses.update((name, int(use)) for name, use in line.findall(text) if _NAME.match(name))
+                _step_aside()
+            start = prefix.encode()
+            for names in _batches(list(last_uses)):
                 # u: not a use; q: say nothing of what is gone; mn: the end.
-                wire.send(b"".join(b"mg %s k s t c u q\r\n" % name.encode() for name in batch) + b"mn\r\n")
-                for line in wire.lines_until(b"MN"):
-                    flags = {field[:1]: field[1:] for field in line.split()[1:]}
-                    name, ttl = flags[b"k"].decode(), int(flags[b"t"])
-                    remaining = None if ttl < 0 else ttl
-                    items.append(Item(name, int(flags[b"s"]), remaining, int(flags[b"c"]), last_uses[name]))
-            return items
+                wire.send(b"".join([b"mg %s%s k s t c u q\r\n" % (start, name) for name in names]) + b"mn\r\n")
+                answers = b"".join(wire.texts_until(b"MN"))
+                found = _META.findall(answers)
+                if len(found) != answers.count(b"\n"):
+                    raise ValueError("not what was asked for")
+                yield [
+                    Item(name.decode(), int(length), _ttl(ttl), int(cas), last_uses[name[len(start) :]])
+                    for name, length, ttl, cas in found
+                ]
+                _step_aside()
 
     def delete_unchanged(self, items: Sequence[Item]) -> List[bool]:
         """Delete those of ``items`` that were not written since; return for each whether it was deleted."""
@@ -162,7 +182,7 @@ class Server:
         return replies
 
     def _dump(self, wire: _Wire) -> Iterator[bytes]:
-        """Yield a line on every item of the server. The server runs one such listing at a time."""
+        """Yield whole lines, one on every item of the server. The server runs one such listing at a time."""
         deadline = time.monotonic() + self.patience
         # By the hash table no item is missed that moves between the lists of recency meanwhile; servers
         # before 1.6 list by these.
@@ -171,8 +191,8 @@ class Server:
             wire.send(b"lru_crawler metadump %s\r\n" % kind)
             first = wire.line()
             if first.startswith(b"key="):
-                yield first
-                yield from wire.lines_until(b"END")
+                yield first + b"\n"
+                yield from wire.texts_until(b"END")
                 return
             if first == b"END":
                 return
@@ -277,7 +297,7 @@ class _Wire:
         self._end = 0.0
         self._socket = socket.create_connection(where, connect_timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = self._socket.makefile("rb", 65536)
+        self._reader = BufferedReader(self._socket.makefile("rb", 0), _CHUNK)
 
     def wait_for(self, timeout: float) -> None:
         """From now on let an answer take ``timeout`` seconds to begin."""
@@ -306,6 +326,45 @@ class _Wire:
                 raise MemcacheError(line.decode("latin-1"))
             yield line
 
+    def texts_until(self, end: bytes) -> Iterator[bytes]:
+        """Yield the same as :meth:`lines_until`, as many lines at once as there are, with their ends."""
+        rest = b""
+        while True:
+            data: bytes = self._reader.read1(_CHUNK)
+            if not data:
+                raise MemcacheUnexpectedCloseError("the server closed the connection")
+            text, line_end, rest = (rest + data).rpartition(b"\n")
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError("a line that does not end")
+            text += line_end
+            error = _ERROR.search(text)
+            if error is not None:
+                raise MemcacheError(error.group().decode("latin-1"))
+            last = text.rfind(b"\n", 0, -1) + 1
+            if text[last:].rstrip(b"\r\n") == end and text:
+                yield text[:last]
+                return
+            yield text
+
+    def values(self) -> Iterator[Tuple[str, bytes]]:
+        """Yield names and values of the reply to a ``get``."""
+        for line in self.lines_until(b"END"):
+            kind, name, _, length = line.split()
+            data = self._take(int(length) + 2)
+            if kind != b"VALUE" or not data.endswith(b"\r\n"):
+                raise ValueError("not a value")
+            yield name.decode(), data[:-2]
+
+    def _take(self, length: int) -> bytes:
+        parts = []
+        while length > 0:
+            part = self._reader.read(min(length, _MOST_AT_ONCE))  # memory is taken before there is anything in it
+            if not part:
+                raise MemcacheUnexpectedCloseError("the server closed the connection")
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)
+
     def is_quiet(self) -> bool:
         """Whether nothing came in since the last reply, neither data nor the end of the connection."""
         self._socket.settimeout(0)
@@ -320,6 +379,18 @@ class _Wire:
     def close(self) -> None:
         self._reader.close()
         self._socket.close()
+
+
+def _ttl(text: bytes) -> Optional[int]:
+    return None if text.startswith(b"-") else int(text)
+
+
+def _step_aside() -> None:
+    """Let those in who wait for the interpreter's lock. To give it up is not enough: they need a moment to take it.
+
+    A listing is long work, and they would be let in only every few milliseconds.
+    """
+    time.sleep(_PAUSE)
 
 
 def _batches(values: Sequence[Any]) -> Iterable[Sequence[Any]]:

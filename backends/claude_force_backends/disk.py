@@ -75,14 +75,36 @@ _OPTIONS = (
 )
 
 _GET = """
-SELECT mode, filename, value, tag FROM Cache
-WHERE key = :key AND raw = 1 AND (expire_time IS NULL OR expire_time > :now)"""
+SELECT key, value, tag, expire_time IS NULL OR expire_time > ? FROM Cache
+WHERE raw = 1 AND key """
+
+_MOST_KEYS = 128
+"""How many keys one statement reads."""
+
+
+def _forms() -> List[Tuple[str, int]]:
+    """Return for each number of keys a statement that reads them, and how many it takes beyond that number.
+
+    Few statements, so that a connection keeps all of them prepared.
+    """
+    forms = [(f"{_GET} = ?", 0)] * 2
+    for size in (8, 32, _MOST_KEYS):
+        statement = f"{_GET} IN ({', '.join('?' * size)})"
+        forms += [(statement, size - count) for count in range(len(forms), size + 1)]
+    return forms
+
+
+_FORMS = _forms()
 
 _HAS = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1"
 
 _INSERT = """
 INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"""
+
+_REPLACE = """
+UPDATE Cache SET store_time = ?3, expire_time = ?4, access_time = ?5, access_count = 0, tag = ?6, size = ?7, mode = ?8,
+filename = ?9, value = ?10 WHERE key = ?1 AND raw = ?2"""
 
 _DELETE = """
 DELETE FROM Cache
@@ -169,16 +191,25 @@ class DiskBackend(SyncBackend):
 
     def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
         """Return the live entries among ``keys``. Reads only, unless one is expired, which is then gone for good."""
-        found = {}
-        over = False
+        rows: Dict[bytes, Tuple[bytes, object, object, int]] = {}
         with self._store.read() as connection:
             now = self._clock()
-            for key in dict.fromkeys(keys):
-                row = connection.execute(_GET, {"key": key, "now": now}).fetchone()
-                if row is not None:
-                    found[key] = self._entry(*row)
+            for start in range(0, len(keys), _MOST_KEYS):
+                portion = list(keys[start : start + _MOST_KEYS])
+                statement, beyond = _FORMS[len(portion)]
+                for row in connection.execute(statement, (now, *portion, *portion[:1] * beyond)):
+                    rows[row[0]] = row
+        found = {}
+        over = False
+        # In the order in which they were asked for, which is the order of their use.
+        for key in keys:
+            row = rows.get(key.encode())
+            if row is not None:
+                _, value, version, is_live = row
+                if is_live:
+                    found[key] = self._entry(value, version)
                 else:
-                    over = over or connection.execute(_HAS, (key,)).fetchone() is not None
+                    over = True
         if over:
             self._forget_expired(now)
         self._note_uses(found, now)
@@ -203,7 +234,7 @@ class DiskBackend(SyncBackend):
             for key, (value, ttl) in items.items():
                 error = self._too_large(key, value)
                 if error is None:
-                    self._insert(connection, key, value, ttl, now)
+                    self._write(connection, key, value, ttl, now)
                     evicted += self._evict(connection, keep=key)
                 else:
                     connection.execute("DELETE FROM Cache WHERE key = ?", (key,))
@@ -223,7 +254,7 @@ class DiskBackend(SyncBackend):
             taken = connection.execute(_HAS, (key,)).fetchone() is not None
             error = None if taken else self._too_large(key, value)
             if not taken and error is None:
-                self._insert(connection, key, value, ttl, now)
+                self._write(connection, key, value, ttl, now)
                 self._evict(connection, keep=key)
         if taken:
             self._note_uses([key], now)
@@ -302,11 +333,9 @@ class DiskBackend(SyncBackend):
         with self._store.read() as connection:
             _account(connection)
 
-    def _entry(self, mode: object, filename: object, value: object, version: object) -> Entry:
-        # A row with no version of ours can be discarded by any.
-        return Entry(
-            self._store.disk.fetch(mode, filename, value, False), version if isinstance(version, int) else None
-        )
+    def _entry(self, value: object, version: object) -> Entry:
+        # A row with no version of ours can be discarded by any. Of one that names a file, nothing is looked at.
+        return Entry(self._store.disk.fetch(None, None, value, False), version if isinstance(version, int) else None)
 
     def _too_large(self, key: str, value: bytes) -> Optional[EntryTooLargeError]:
         size = len(key) + len(value)
@@ -316,16 +345,16 @@ class DiskBackend(SyncBackend):
             return EntryTooLargeError(size, self._largest + len(key))
         return None
 
-    def _insert(self, connection: sqlite3.Connection, key: str, value: bytes, ttl: Optional[float], now: float) -> None:
+    def _write(self, connection: sqlite3.Connection, key: str, value: bytes, ttl: Optional[float], now: float) -> None:
         name, raw = self._store.disk.put(key)
         size, mode, filename, blob = self._store.disk.store(value, False, key)
         # 63 random bits name the write: no counter to share, and none that starts again.
         version = int.from_bytes(os.urandom(8), "big") >> 1
         expires = None if ttl is None else now + ttl
-        connection.execute(
-            _INSERT,
-            (name, raw, now, expires, self._stamp(now), version, size, mode, filename, blob),
-        )
+        row = (name, raw, now, expires, self._stamp(now), version, size, mode, filename, blob)
+        # An insertion would first delete what is there, with all its places in the indices.
+        if not connection.execute(_REPLACE, row).rowcount:
+            connection.execute(_INSERT, row)
 
     def _purge(self, connection: sqlite3.Connection, now: float) -> None:
         connection.execute("DELETE FROM Cache WHERE expire_time <= ?", (now,))
@@ -373,12 +402,13 @@ class DiskBackend(SyncBackend):
 
     def _note_uses(self, keys: Iterable[str], now: float) -> None:
         with self._uses_lock:
+            uses = self._uses
             for key in keys:
-                self._uses.pop(key, None)
-                self._uses[key] = self._next_stamp(now)
-            if self._uses and self._timer is None:
+                uses.pop(key, None)
+                uses[key] = self._next_stamp(now)
+            if uses and self._timer is None:
                 self._start_timer()
-            full = len(self._uses) > _MAX_USES
+            full = len(uses) > _MAX_USES
         if not full:
             return
         try:

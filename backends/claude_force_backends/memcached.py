@@ -100,6 +100,8 @@ class MemcachedBackend(SyncBackend):
         for server in self._servers.values():
             server.health.join(health)
         self._unprepared = set(self._servers.values())
+        # To find the one of several costs more than the rest of a look-up in the thread.
+        self._lone = next(iter(self._servers.values())) if len(self._servers) == 1 else None
         self._ring = RendezvousHash(list(self._servers))
         self._limit = None if settings.max_bytes is None else settings.max_bytes // len(self._servers)
         self._accounts: Dict[str, Account] = {}
@@ -282,7 +284,7 @@ class MemcachedBackend(SyncBackend):
         self._answering()
 
     def _read(self, server: Server, names: Sequence[str]) -> Dict[str, Entry]:
-        blobs: Dict[str, bytes] = server.call("get_many", names)
+        blobs = server.read(names)
         self._use(server, list(blobs))
         start = len(self._prefix)
         return {name[start:]: Entry(blob[_VERSION_BYTES:], blob[:_VERSION_BYTES]) for name, blob in blobs.items()}
@@ -329,7 +331,7 @@ class MemcachedBackend(SyncBackend):
 
     def _place(self, key: str) -> Tuple[Server, str]:
         self._check_open()
-        return self._servers[self._ring.get_node(key)], self._prefix + key
+        return self._lone or self._servers[self._ring.get_node(key)], self._prefix + key
 
     def _place_to_write(self, key: str) -> Tuple[Server, str]:
         server, name = self._place(key)
