@@ -279,6 +279,10 @@ class SyncBackend(ABC):
     threads: int = 4
     """How many threads may be inside this backend at once."""
 
+    writers: Optional[int] = None
+    """How many threads of their own ``set``, ``add``, ``delete``, ``touch`` and ``clear`` get, for a store on which a
+    write may wait for another one; then no read waits behind them. None: they share those of all verbs."""
+
     def open(self) -> None:
         """See :meth:`Backend.open`."""
         return

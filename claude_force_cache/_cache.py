@@ -45,7 +45,7 @@ from ._events import Events
 from ._flight import Flight, SingleFlight
 from ._guard import Guard
 from ._keys import KeyPart
-from ._lease import Lease, Leases
+from ._lease import Held, Lease, Leases
 from ._results import MISSING, CacheEntry, CacheStats, Missing, StoredEntry, VerifyReport
 from ._sealing import Life
 from ._secrets import Secrets
@@ -142,6 +142,18 @@ def _demand(
     return _Demand(max_age, stale_while_revalidate, stale_if_error, stale_if, usable_if)
 
 
+class _Turn(Generic[V]):
+    """One's turn to make a value: since when, what the store has (see :meth:`Cache._read`), and the lease."""
+
+    __slots__ = ("began", "entry", "found", "lease")
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.entry: Optional[CacheEntry[V]] = None
+        self.found: Optional[Epochs] = None
+        self.lease: Optional[Lease] = None
+
+
 class _Work(Generic[V]):
     """How one caller makes a value, and how it is to be stored."""
 
@@ -215,7 +227,12 @@ class Cache(Generic[V]):
         self._leases: Optional[Leases] = None
         if settings.lease and not self._alone:
             self._leases = Leases(
-                backend, seconds=settings.lease, call=self._guarded, stamp=self._vault.stamp, clock=clock
+                backend,
+                seconds=settings.lease,
+                patience=settings.timeout,
+                call=self._guarded,
+                stamp=self._vault.stamp,
+                clock=clock,
             )
         self._invalidations = 0
         self._events = Events(url)
@@ -308,6 +325,8 @@ class Cache(Generic[V]):
             stack.push_async_callback(self._workers.close)
             stack.push_async_callback(self._backend.close)
             stack.push_async_callback(self._guard.close)
+            if self._leases is not None:
+                stack.push_async_callback(self._leases.close)
             try:
                 await self._flight.settle()
             finally:
@@ -594,11 +613,16 @@ class Cache(Generic[V]):
             if not looks:
                 self._vault.parts.overlook(names)
             else:
+                turn: _Turn[V] = _Turn()
                 entry, found = await self._read(names, work.tags, demand)
                 if found is not None and self._leases is not None and not self._serves(entry, demand):
-                    entry, found, lease = await self._take_turn(self._leases, names, work, demand)
-                    if lease is not None:
-                        await held.enter_async_context(lease)
+                    turn.entry, turn.found = entry, found
+                    try:
+                        await self._take_turn(turn, self._leases, names, work, demand)
+                    finally:
+                        if turn.lease is not None:
+                            await held.enter_async_context(turn.lease)
+                    entry, found = turn.entry, turn.found
             if entry is None or not self._serves(entry, demand):
                 entry = await self._make(
                     flight, names, work, demand, entry=entry, found=found, invalidations=invalidations
@@ -609,38 +633,49 @@ class Cache(Generic[V]):
         return entry, self._shared(entry.value) if flight.depart() > 1 else None
 
     async def _take_turn(
-        self, leases: Leases, names: Sequence[str], work: _Work[V], demand: _Demand
-    ) -> Tuple[Optional[CacheEntry[V]], Optional[Epochs], Optional[Lease]]:
-        """Return what the store has, after other processes that were making it; and the lease, if it is one's turn."""
-        name = names[0]
-        entry: Optional[CacheEntry[V]] = None
-        found: Optional[Epochs] = {}
+        self, turn: _Turn[V], leases: Leases, names: Sequence[str], work: _Work[V], demand: _Demand
+    ) -> None:
+        """Wait for other processes that make the value, and look again; take the lease if it is one's turn.
+
+        Whoever does not get it within what a look-up may cost, since ``turn.began``, goes on without.
+        """
         for _ in range(_WAITS):
+            remaining = turn.began + self.settings.timeout - time.monotonic()
+            if remaining <= 0:
+                return
             try:
-                lease = await leases.take(name)
-                if not isinstance(lease, Lease):
-                    began = self._clock()
-                    self._counts["lease_waits"] += 1
-                    await leases.wait(name, lease)
+                other = await self._guard.call(
+                    lambda: self._try_turn(turn, leases, names, work, demand), remaining, counts=False
+                )
             except _NO_LEASE:
-                return entry, found, None
-            # Also with the lease in hand: another process may have given it back since this one looked.
+                return
+            if other is None:
+                return
+            waited = self._clock()
+            self._counts["lease_waits"] += 1
             try:
-                entry, found = await self._read(names, work.tags, demand)
-            except BaseException as error:
-                if isinstance(lease, Lease):
-                    await lease.release()
-                if isinstance(error, BackendClosedError):
-                    return entry, found, None
-                raise
-            serves = self._serves(entry, demand)
-            if isinstance(lease, Lease):
-                return entry, found, lease
+                await leases.wait(names[0], other)
+            except _NO_LEASE:
+                return
+            turn.began = time.monotonic()
+            turn.entry, turn.found = await self._read(names, work.tags, demand)
+            serves = self._serves(turn.entry, demand)
             if self._events:
-                self._events.emit("lease", key=name, waited=self._clock() - began, found=serves)
-            if serves or found is None:
-                break
-        return entry, found, None
+                self._events.emit("lease", key=names[0], waited=self._clock() - waited, found=serves)
+            if serves or turn.found is None:
+                return
+
+    async def _try_turn(
+        self, turn: _Turn[V], leases: Leases, names: Sequence[str], work: _Work[V], demand: _Demand
+    ) -> Optional[Held]:
+        """Take the lease and look again, or return which one another process has."""
+        lease = await leases.take(names[0])
+        if not isinstance(lease, Lease):
+            return lease
+        turn.lease = lease
+        # Another process may have given it back since this one looked.
+        turn.entry, turn.found = await self._read(names, work.tags, demand)
+        return None
 
     async def _make(
         self,
@@ -654,11 +689,11 @@ class Cache(Generic[V]):
         invalidations: int,
     ) -> CacheEntry[V]:
         """Return the entry of a new value, or an old one that may stand in for it if it cannot be made."""
-        epochs: Optional[Epochs] = {}
-        if work.tags:
+        epochs: Optional[Epochs] = found if work.tags else {}
+        if work.tags and found is not None:
             # Before the value is made: what is invalidated from now on does not hold what comes of it.
             try:
-                epochs = await self._vault.ensure_epochs(work.tags, found or {})
+                epochs = await self._vault.ensure_epochs(work.tags, found)
             except BackendUnavailableError:
                 epochs = None
             except EntryTooLargeError:
@@ -1080,8 +1115,7 @@ class Cache(Generic[V]):
             if bond.invalidations == self._invalidations or not bond.tags:
                 self._keep(name, value, data, life, now=life.created_at)
             if bond.epochs is None:
-                self._counts["errors"] += 1
-                return False
+                return self._not_stored(name)
             epochs = await self._vault.ensure_epochs(bond.tags, bond.epochs) if bond.tags else {}
             sealed = await self._vault.seal(name, data, life, epochs)
             evicted = await self._vault.store(names, sealed, stay)
@@ -1090,8 +1124,7 @@ class Cache(Generic[V]):
             self._counts["refused"] += 1
             raise
         except BackendUnavailableError:
-            self._counts["errors"] += 1
-            return False
+            return self._not_stored(name)
         finally:
             if self._tier is not None:
                 self._tier.advance()
@@ -1105,10 +1138,12 @@ class Cache(Generic[V]):
                 self._events.emit("evict", count=evicted)
         return True
 
-    async def _guarded(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> T:
+    async def _guarded(
+        self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False, counts: bool = True
+    ) -> T:
         if self._alone:
             return await verb()  # nothing outside this process that could be slow or gone
-        return await self._guard.call(verb, self.settings.timeout * factor, writes=writes)
+        return await self._guard.call(verb, self.settings.timeout * factor, writes=writes, counts=counts)
 
     async def _ensure_backend(self) -> None:
         """Raise what the store's outage was for, after asking it again, if it was given up."""
@@ -1121,7 +1156,15 @@ class Cache(Generic[V]):
             self._backend_open = True
         await self._backend.ping()
 
+    def _not_stored(self, name: str) -> bool:
+        self._counts["errors"] += 1
+        if self._tier is not None:
+            self._tier.leave_alone(name)
+        return False
+
     def _outage_changed(self, error: Optional[BackendUnavailableError]) -> None:
+        if self._tier is not None:
+            self._tier.away_until(self._clock() if error is None else float("inf"))
         if error is None:
             self._events.emit("recovery")
         else:

@@ -3,9 +3,10 @@
 An outage means a slower answer, never a failed one: after a few failures in a row the store is not asked any
 more, which costs microseconds, while one probe a second in the background finds out when it is back.
 
-A store may answer and yet take nothing: one that is full, a read-only replica, a disk that somebody has locked. So
-writes are counted by themselves, and given up by themselves; then a single one tries now and then, ever less often.
-What is raised for a part of a store, :class:`PartlyUnavailableError`, says nothing about the rest and is not counted.
+A store may answer and yet take nothing: one that is full, a disk that somebody has locked. So writes are counted by
+themselves, and given up by themselves; then one of them a second is tried in the background, in nobody's way. What is
+raised for a part of a store, :class:`PartlyUnavailableError`, says nothing about the rest and is not counted. Neither
+is a small record, which a store may have room for that takes nothing else.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ STORE_FACTOR = 4
 
 _FAILURES_TO_OPEN = 3
 _PROBE_EVERY = 1.0
-_LONGEST_PAUSE = 30.0
-"""Seconds between two writes that try, at most: each may cost its caller the whole budget."""
 
 _STALL = 0.01
 """Seconds that a timer has to be late for the event loop to have stood still."""
@@ -44,7 +43,9 @@ _logger = logging.getLogger("claude_force_cache")
 class Call(Protocol):
     """Calls a verb of the backend within a multiple of the budget of a look-up."""
 
-    def __call__(self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> Awaitable[T]:
+    def __call__(
+        self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False, counts: bool = True
+    ) -> Awaitable[T]:
         """Return what ``verb`` returns."""
 
 
@@ -169,8 +170,6 @@ class Guard:
         self._failures = {False: 0, True: 0}  # in a row, of reads and of writes
         self._last: Optional[BackendUnavailableError] = None
         self._refusal: Optional[BackendUnavailableError] = None
-        self._next_write = 0.0
-        self._pause = _PROBE_EVERY
         self._next_probe = 0.0
         self._probes: Set[asyncio.Future[None]] = set()
         self._watches: Dict[asyncio.AbstractEventLoop, _Watch] = {}
@@ -185,17 +184,26 @@ class Guard:
         """The error for which writes were given up, or None while they are tried."""
         return self._refusal
 
-    async def call(self, verb: Callable[[], Awaitable[T]], budget: float, *, writes: bool = False) -> T:
+    async def call(
+        self, verb: Callable[[], Awaitable[T]], budget: float, *, writes: bool = False, counts: bool = True
+    ) -> T:
         """Return what ``verb`` returns, within ``budget`` seconds.
 
-        :param writes: whether it needs more of the store than that it can be read.
+        :param writes: whether it needs more of the store than that it can be read. While writes are given up, it may
+            be carried out after the error was raised.
+        :param counts: whether it shows how the store is.
         :raises BackendUnavailableError: if the store failed, took longer, or is not asked at the moment.
         """
         if self._last is not None:
-            self._probe_when_due()
+            self._in_background(self._try_again)
             raise type(self._last)(str(self._last))  # a new one each time: an error that is raised again grows
         if writes and self._refusal is not None:
-            self._wait_for_turn(self._refusal)
+            if counts:
+                self._in_background(lambda: self._try_writing(verb, budget))
+            raise type(self._refusal)(str(self._refusal))
+        return await self._call(verb, budget, writes, counts)
+
+    async def _call(self, verb: Callable[[], Awaitable[T]], budget: float, writes: bool, counts: bool) -> T:
         before = self._failures[writes]
         watch = self._watch()
         deadline = watch.begin(budget)
@@ -204,19 +212,20 @@ class Guard:
         except PartlyUnavailableError:
             raise
         except BackendUnavailableError as error:
-            self._failed_since(before, error, writes)
+            if counts:
+                self._failed_since(before, error, writes)
             raise
         except asyncio.CancelledError:
             if not deadline.cancels or not deadline.take_back():
                 raise
             late = BackendUnavailableError(f"{self._name} did not answer within {budget:g} seconds")
-            self._failed_since(before, late, writes)
+            if counts:
+                self._failed_since(before, late, writes)
             raise late from None
         finally:
             watch.end(deadline)
-        self._failures[writes] = 0
-        if writes and self._refusal is not None:
-            self._take_writes_again()
+        if counts:
+            self._failures[writes] = 0
         return result
 
     def _watch(self) -> _Watch:
@@ -241,8 +250,7 @@ class Guard:
             self._changed(error)
         elif self._refusal is None:
             self._refusal = error
-            self._pause = _PROBE_EVERY
-            self._next_write = self._clock() + self._pause
+            self._next_probe = self._clock() + _PROBE_EVERY
             _logger.warning("cache %s takes no writes, going on without them: %s", self._name, error)
             self._changed(error)
 
@@ -250,19 +258,6 @@ class Guard:
         # Calls that were under way together fail together; that is one failure, however many they are.
         if self._failures[writes] <= before:
             self.failed(error, writes=writes)
-
-    def _wait_for_turn(self, refusal: BackendUnavailableError) -> None:
-        """Return if the caller is the one whose write tries now."""
-        now = self._clock()
-        if now < self._next_write:
-            raise type(refusal)(str(refusal))
-        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
-        self._next_write = now + self._pause
-
-    def _take_writes_again(self) -> None:
-        self._refusal = None
-        _logger.warning("cache %s takes writes again", self._name)
-        self._changed(None)
 
     async def close(self) -> None:
         """End the probes of this event loop."""
@@ -272,14 +267,15 @@ class Guard:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
 
-    def _probe_when_due(self) -> None:
+    def _in_background(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Find out whether the store is back, at most once a second and once at a time."""
         now = self._clock()
         loop = asyncio.get_running_loop()
         # A store that is silent for longer than a second must not gather probes.
         if now < self._next_probe or any(probe.get_loop() is loop for probe in tuple(self._probes)):
             return
         self._next_probe = now + _PROBE_EVERY
-        probe = asyncio.ensure_future(self._try_again())
+        probe = asyncio.ensure_future(attempt())
         self._probes.add(probe)
         probe.add_done_callback(self._probes.discard)
 
@@ -288,9 +284,18 @@ class Guard:
             await self._probe()
         except CacheError:
             return
-        self._failures[False] = 0
         if self._last is not None:
-            self._last = None
-            self._next_write = self._clock()  # what refused writes may have been this very outage
+            self._last = self._refusal = None  # what refused writes may have been this very outage
+            self._failures = {False: 0, True: 0}
             _logger.warning("cache %s is available again", self._name)
+            self._changed(None)
+
+    async def _try_writing(self, verb: Callable[[], Awaitable[object]], budget: float) -> None:
+        try:
+            await self._call(verb, budget, writes=True, counts=True)
+        except CacheError:
+            return
+        if self._refusal is not None:
+            self._refusal = None
+            _logger.warning("cache %s takes writes again", self._name)
             self._changed(None)

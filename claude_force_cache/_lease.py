@@ -7,7 +7,8 @@ waits for two holders at most, so whoever can write to the store delays it by tw
 
 A holder renews its lease every third of its life and removes it at the end, if it is still its own. One that dies
 holds the others up until the lease has expired, or was not renewed for its whole life, whatever the clocks say.
-Losing a lease costs one more call, nothing else.
+Losing a lease costs one more call, nothing else. So whoever does not get one in time goes on without, and nobody waits
+for long until it is given back: that is finished in the background.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import os
 import struct
 import time
 from types import TracebackType
-from typing import Callable, NamedTuple, Optional, Type, Union
+from typing import Awaitable, Callable, NamedTuple, Optional, Set, Type, TypeVar, Union
 
 from ._backend import Backend, Clock
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError
 from ._guard import Call
 
 __all__ = ["Held", "Lease", "Leases"]
+
+T = TypeVar("T")
 
 _SUFFIX = ".lease"
 _RECORD = struct.Struct(">16sQ")
@@ -70,7 +73,7 @@ class Lease:
         await self.release()
 
     async def release(self) -> None:
-        """Remove the record, if it is still this holder's. Does not fail: at worst it expires."""
+        """Remove the record, if it is still this holder's. Does not fail or wait for long: at worst it expires."""
         await self._leases.release(self)
 
 
@@ -78,19 +81,29 @@ class Leases:
     """The leases of one cache.
 
     :param seconds: how long a lease lives that is not renewed.
+    :param patience: how many seconds whoever gives a lease back waits for that.
     :param call: calls the backend's verbs within the budget of a look-up.
     :param stamp: returns bytes that only an owner of the cache's secret can make.
     :param clock: the time in seconds since 1970.
     """
 
     def __init__(
-        self, backend: Backend, *, seconds: float, call: Call, stamp: Callable[[bytes], bytes], clock: Clock
+        self,
+        backend: Backend,
+        *,
+        seconds: float,
+        patience: float,
+        call: Call,
+        stamp: Callable[[bytes], bytes],
+        clock: Clock,
     ) -> None:
         self._backend = backend
         self._seconds = seconds
-        self._call = call
+        self._patience = patience
+        self._guarded = call
         self._stamp = stamp
         self._clock = clock
+        self._unfinished: Set[asyncio.Future[None]] = set()
 
     async def take(self, name: str) -> Union[Lease, Held]:
         """Return the lease on making what is stored under ``name``, or which one another process has.
@@ -156,7 +169,26 @@ class Leases:
                 return
 
     async def release(self, lease: Lease) -> None:
-        """Remove the record of a lease, if it is still there."""
+        """Remove the record of a lease, if it is still there; what takes longer goes on in the background."""
+        await asyncio.wait([self._finish(self._release(lease))], timeout=self._patience)
+
+    async def close(self) -> None:
+        """Return when all that this event loop had begun is finished."""
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*[each for each in tuple(self._unfinished) if each.get_loop() is loop])
+
+    def _finish(self, work: Awaitable[None]) -> asyncio.Future[None]:
+        """Do something to its end, whoever is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    async def _call(self, verb: Callable[[], Awaitable[T]], *, writes: bool = False) -> T:
+        # A store that is full may have room for a record.
+        return await self._guarded(verb, writes=writes, counts=False)
+
+    async def _release(self, lease: Lease) -> None:
         try:
             entry = await self._call(lambda: self._backend.get(lease.name))
             if entry is not None and entry.value.startswith(lease.token):
@@ -176,10 +208,13 @@ class Leases:
         try:
             return await asyncio.shield(adding)
         except asyncio.CancelledError:
-            await asyncio.wait([adding])
-            if not adding.cancelled() and adding.exception() is None and adding.result():
-                await self.release(lease)
+            self._finish(self._give_back(adding, lease))
             raise
+
+    async def _give_back(self, adding: asyncio.Future[bool], lease: Lease) -> None:
+        await asyncio.wait([adding])
+        if not adding.cancelled() and adding.exception() is None and adding.result():
+            await self._release(lease)
 
     def _record(self, lease: Lease) -> bytes:
         record = _RECORD.pack(lease.token, int((self._clock() + self._seconds) * 1000))

@@ -104,8 +104,8 @@ CORE_OPTIONS: Tuple[Option, ...] = (
     Option(
         "timeout",
         _above_zero,
-        None,
-        "what a look-up may cost; 250ms on a network, else 5s; stores 4 times that",
+        0.25,
+        "seconds that a look-up may cost; a store may cost 4 times that",
     ),
     Option(
         "lease",
@@ -237,8 +237,6 @@ def _core_settings(everything: Dict[str, Any], capabilities: Capabilities) -> Ca
     """Return what is the core's among all settings, after filling in what depends on the store."""
     if everything["tier_bytes"] is None:
         everything["tier_bytes"] = 16 * 1024 * 1024 if capabilities.shared_between_processes else 0
-    if everything["timeout"] is None:
-        everything["timeout"] = 0.25 if capabilities.shared_between_machines else 5.0
     return CacheSettings(**{option.name: everything[option.name] for option in CORE_OPTIONS})
 
 

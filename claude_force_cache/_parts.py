@@ -74,7 +74,7 @@ class Parts:
                 if name in self._seen:
                     sealed = self._seen.pop(name)
                 else:
-                    entry = await self._call(lambda: self._backend.get(name), STORE_FACTOR)  # noqa: B023 - awaited here
+                    entry = await self._call(lambda: self._backend.get(name))  # noqa: B023 - awaited here
                     sealed = None if entry is None else entry.value
                 parts += [] if sealed is None else self.named_in(name, sealed)
         return parts

@@ -171,6 +171,12 @@ class Workers:
             raise BackendClosedError("the cache is closed: open another one")
         return await answer
 
+    def end(self) -> None:
+        """Let the calls that are running finish, and end all threads. Blocks."""
+        self._closed = True
+        self._queue.close()
+        self._queue.join()
+
     async def close(self, last: Callable[[], None] = lambda: None) -> None:
         """Let the calls that were taken finish, call ``last`` in a thread, and end all threads; also if cancelled."""
         if self._closed:
@@ -200,7 +206,9 @@ class ThreadedBackend(Backend):
     def __init__(self, backend: SyncBackend) -> None:
         self.capabilities = backend.capabilities
         self._backend = backend
-        self._workers = Workers(backend.threads, type(backend).__name__)
+        name = type(backend).__name__
+        self._workers = Workers(backend.threads, name)
+        self._writers = self._workers if backend.writers is None else Workers(backend.writers, f"{name}-writes")
 
     async def open(self) -> None:
         await self._workers.run(self._backend.open)
@@ -208,7 +216,12 @@ class ThreadedBackend(Backend):
         self.capabilities = self._backend.capabilities
 
     async def close(self) -> None:
-        await self._workers.close(self._backend.close)
+        await self._workers.close(self._end)
+
+    def _end(self) -> None:
+        if self._writers is not self._workers:
+            self._writers.end()
+        self._backend.close()
 
     async def get(self, key: str) -> Optional[Entry]:
         return await self._workers.run(self._backend.get, key)
@@ -217,19 +230,19 @@ class ThreadedBackend(Backend):
         return await self._workers.run(self._backend.get_many, keys)
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
-        return await self._workers.run(partial(self._backend.set, key, value, ttl=ttl))
+        return await self._writers.run(partial(self._backend.set, key, value, ttl=ttl))
 
     async def set_many(self, items: Mapping[str, Tuple[bytes, Optional[float]]]) -> int:
-        return await self._workers.run(self._backend.set_many, items)
+        return await self._writers.run(self._backend.set_many, items)
 
     async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
-        return await self._workers.run(partial(self._backend.add, key, value, ttl=ttl))
+        return await self._writers.run(partial(self._backend.add, key, value, ttl=ttl))
 
     async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
-        return await self._workers.run(partial(self._backend.delete, key, version=version))
+        return await self._writers.run(partial(self._backend.delete, key, version=version))
 
     async def touch(self, key: str, *, ttl: Optional[float], version: Optional[Hashable] = None) -> bool:
-        return await self._workers.run(partial(self._backend.touch, key, ttl=ttl, version=version))
+        return await self._writers.run(partial(self._backend.touch, key, ttl=ttl, version=version))
 
     async def scan(self) -> AsyncIterator[EntryInfo]:
         iterator = await self._workers.run(lambda: iter(self._backend.scan()))
@@ -248,7 +261,7 @@ class ThreadedBackend(Backend):
         return await self._workers.run(self._backend.usage)
 
     async def clear(self) -> int:
-        return await self._workers.run(self._backend.clear)
+        return await self._writers.run(self._backend.clear)
 
     async def ping(self) -> None:
         await self._workers.run(self._backend.ping)

@@ -17,6 +17,7 @@ class TierEntry(NamedTuple):
 
     :param name: the stored key.
     :param encoded: whether ``value`` is the value's encoding, which each reader decodes to have one of its own.
+    :param alone: whether the store did not take it, so that it is nowhere else.
     """
 
     name: str
@@ -26,6 +27,7 @@ class TierEntry(NamedTuple):
     expires_at: Optional[float]
     kept_at: float
     size: int
+    alone: bool = False
 
 
 class Tier:
@@ -33,7 +35,7 @@ class Tier:
 
     :param max_bytes: the limit of the sum over entries of key, encoded value and a fixed overhead.
     :param max_age: seconds after which an entry is read from the backend again, so that what other processes
-        do is seen at most that much later.
+        do is seen at most that much later. What the store did not take begins to age when it is back.
     """
 
     def __init__(self, max_bytes: int, max_age: float) -> None:
@@ -42,6 +44,7 @@ class Tier:
         self._entries: OrderedDict[str, TierEntry] = OrderedDict()
         self._bytes = 0
         self._generation = 0
+        self._away_until = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -60,7 +63,8 @@ class Tier:
             entry = self._entries.get(key)
             if entry is None:
                 return None
-            if not entry.kept_at <= now < entry.kept_at + self._max_age or (
+            fresh_since = max(entry.kept_at, self._away_until) if entry.alone else entry.kept_at
+            if not (entry.kept_at <= now < fresh_since + self._max_age) or (
                 entry.expires_at is not None and now >= entry.expires_at
             ):
                 self._remove(key)
@@ -98,6 +102,17 @@ class Tier:
             self._bytes += size
             while self._bytes > self._max_bytes:
                 self._remove(next(iter(self._entries)))
+
+    def leave_alone(self, key: str) -> None:
+        """Say that the store did not take an entry."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries[key] = entry._replace(alone=True)
+
+    def away_until(self, moment: float) -> None:
+        """Say until when the store takes nothing."""
+        self._away_until = moment
 
     def discard(self, key: str) -> None:
         """Forget one entry, if it is there."""

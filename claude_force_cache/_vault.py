@@ -480,5 +480,7 @@ def _changed(ring: _Ring, bound: Epochs, read: _Read) -> Tuple[str, ...]:
     return tuple(tag for tag, epoch, record in records if record is None or record.value != epoch)
 
 
-async def _unguarded(verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False) -> T:
+async def _unguarded(
+    verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False, counts: bool = True
+) -> T:
     return await verb()

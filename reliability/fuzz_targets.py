@@ -175,6 +175,7 @@ def _forge_lease() -> Target:
     leases = Leases(
         None,  # type: ignore[arg-type]  # it is not asked
         seconds=6.0,
+        patience=0.25,
         call=None,  # type: ignore[arg-type]  # likewise
         stamp=sealer_stamp,
         clock=lambda: NOW,
@@ -185,7 +186,7 @@ def _forge_lease() -> Target:
     genuine.append(for_ever + sealer_stamp(name.encode() + for_ever))  # by somebody whose clock is far ahead
     strangers = [
         leases._record(Lease(leases, OTHER + ".lease")),
-        Leases(None, seconds=6.0, call=None, stamp=_stamp(b"another secret"), clock=lambda: NOW)._record(  # type: ignore[arg-type]
+        Leases(None, seconds=6.0, patience=0.25, call=None, stamp=_stamp(b"other"), clock=lambda: NOW)._record(  # type: ignore[arg-type]
             Lease(leases, name)
         ),
     ]

@@ -27,10 +27,11 @@ class Server:
     :param kind: ``redis`` or ``memcached``.
     :param folder: an existing folder for what it writes.
     :param arguments: more of its command line.
+    :param configuration: the file that a Sentinel needs, and rewrites.
     :raises RuntimeError: if its program is not installed.
     """
 
-    def __init__(self, kind: str, folder: Path, *arguments: str) -> None:
+    def __init__(self, kind: str, folder: Path, *arguments: str, configuration: Optional[Path] = None) -> None:
         program = shutil.which(_PROGRAMS[kind])
         if program is None:
             raise RuntimeError(f"{_PROGRAMS[kind]} is not installed: make servers")
@@ -40,7 +41,8 @@ class Server:
         self.url = f"{kind}://{_HOST}:{self.port}"
         self._hello = b"PING\r\n" if kind == "redis" else b"version\r\n"
         self._welcome = b"+PONG" if kind == "redis" else b"VERSION"
-        self._command = [program, *_own_arguments(kind, self.port, folder), *arguments]
+        first = [] if configuration is None else [str(configuration)]
+        self._command = [program, *first, *_own_arguments(kind, self.port, folder), *arguments]
         self._log = folder / f"{kind}-{self.port}.log"
         self._process: Optional[subprocess.Popen[bytes]] = None
 

@@ -153,13 +153,21 @@ local function expire(key, ttl)
     redis.call('ZADD', lives, exact(expires), key)
 end
 
--- Returns the version of a live entry; drops what is left of another.
-local function version_of(key)
+-- Returns the version of a live entry.
+local function live(key)
     local header = redis.call('GETRANGE', data .. key, 0, 15)
     if #header == 16 and now < struct.unpack('>d', header, 9) then
         return string.sub(header, 1, 8)
     end
-    drop(key)
+end
+
+-- The same; drops what is left of another.
+local function version_of(key)
+    local found = live(key)
+    if not found then
+        drop(key)
+    end
+    return found
 end
 """
 
@@ -168,7 +176,7 @@ _SET = """
 local limit, key, blob, ttl, only_if_absent = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7] == '1'
 if only_if_absent then
     -- What has our own version was stored by this very call, whose reply was lost.
-    local found = version_of(key)
+    local found = live(key)
     if found and found ~= string.sub(blob, 1, 8) then
         go_on_when_full()
         use(key)

@@ -143,6 +143,7 @@ class DiskBackend(SyncBackend):
     """
 
     capabilities = _CAPABILITIES
+    writers = 1  # SQLite has one at a time
 
     def __init__(self, settings: BackendSettings, store: Store) -> None:
         self._max_bytes = settings.max_bytes

@@ -494,6 +494,9 @@ def test_a_full_server_refuses_writes_and_keeps_the_account(start_server: Any, n
         stored = outcomes.count(0)
         assert stored > 10
         assert await account(store) == [stored, stored * 20_005]
+        for length in (1, 20_000):
+            with pytest.raises(BackendUnavailableError, match="maxmemory"):
+                await store.add("new", bytes(length), ttl=None)
         # What needs no memory goes on: reading, ending lives, deleting.
         key = f"k{outcomes.index(0):04}"
         assert await store.get(key) is not None

@@ -204,25 +204,27 @@ def test_a_store_that_takes_no_writes_is_still_read_and_seldom_written(caplog: p
     assert len(caplog.records) == 1
 
 
-def test_one_write_at_a_time_tries_again_and_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_write_a_second_tries_again_in_the_background(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
 
     async def main() -> None:
         store = Store(lambda: now[0])
         store.error = BackendUnavailableError("full")
-        tried = []
-        for second in range(200):
+        for _ in range(3):
+            with pytest.raises(BackendUnavailableError):
+                await store.write()
+        for second in range(1, 100):
             now[0] = 1000.0 + second
-            asked = store.asked
             outcomes = await asyncio.gather(*[store.write() for _ in range(5)], return_exceptions=True)
             assert all(isinstance(outcome, BackendUnavailableError) for outcome in outcomes)
-            if store.guard.refusal is not None and store.asked > asked:
-                assert not second or store.asked == asked + 1
-                tried.append(second)
-        assert tried == [0, 1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
+            await asyncio.sleep(0)
+            assert store.asked == 3 + second
         store.error = None
-        now[0] += 30
-        assert await store.write() == "value"
+        now[0] += 1
+        with pytest.raises(BackendUnavailableError, match="full"):
+            await store.write()  # whose caller does not wait for what comes of it
+        await asyncio.sleep(0)
+        assert store.guard.refusal is None
         assert await store.write() == "value"
         assert store.changes == ["full", None]
         await store.guard.close()
@@ -231,16 +233,68 @@ def test_one_write_at_a_time_tries_again_and_less_and_less_often(caplog: pytest.
     assert len(caplog.records) == 2
 
 
+def test_a_write_that_hangs_holds_up_nobody_once_writes_are_given_up() -> None:
+    async def main() -> None:
+        store = Store()
+        store.guard.failed(BackendUnavailableError("locked"), certain=True, writes=True)
+
+        async def hang() -> None:
+            await asyncio.sleep(3600)
+
+        store.guard._next_probe = 0.0  # the second is over
+        with pytest.raises(BackendUnavailableError, match="locked"):
+            await asyncio.wait_for(store.guard.call(hang, 3600.0, writes=True), 10)
+        assert await store.call() == "value"
+        await asyncio.wait_for(store.guard.close(), 10)
+
+    asyncio.run(main())
+
+
+def test_a_record_that_does_not_count_shows_nothing_and_tries_nothing() -> None:
+    now = [1000.0]
+
+    async def main() -> None:
+        store = Store(lambda: now[0])
+
+        async def record() -> str:
+            return await store.guard.call(store.verb, 5.0, writes=True, counts=False)
+
+        for _ in range(10):
+            store.error = BackendUnavailableError("gone")
+            with pytest.raises(BackendUnavailableError):
+                await record()
+        assert store.guard.refusal is None
+        for _ in range(3):
+            store.error = None
+            assert await record() == "value", "a store that is full may take it"
+            store.error = BackendUnavailableError("full")
+            with pytest.raises(BackendUnavailableError):
+                await store.write()
+        assert str(store.guard.refusal) == "full"
+        store.error = None
+        now[0] += 10
+        asked = store.asked
+        with pytest.raises(BackendUnavailableError, match="full"):
+            await record()
+        await asyncio.sleep(0)
+        assert store.asked == asked
+        await store.guard.close()
+
+    asyncio.run(main())
+
+
 def test_a_store_that_is_back_is_written_at_once(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
 
     async def main() -> None:
         store = Store(lambda: now[0])
         store.error = BackendUnavailableError("gone")
-        for second in range(40):  # long enough for the pause between two writes to have grown
+        for second in range(5):
             now[0] = 1000.0 + second
             with pytest.raises(BackendUnavailableError):
                 await store.write()
+            await asyncio.sleep(0)
+        assert store.guard.refusal is not None
         for _ in range(3):
             with pytest.raises(BackendUnavailableError):
                 await store.call()
@@ -256,7 +310,7 @@ def test_a_store_that_is_back_is_written_at_once(caplog: pytest.LogCaptureFixtur
         await store.guard.close()
 
     asyncio.run(main())
-    assert len(caplog.records) == 4
+    assert len(caplog.records) == 3
 
 
 def test_a_part_of_a_store_that_is_gone_is_not_an_outage_of_the_whole(caplog: pytest.LogCaptureFixture) -> None:

@@ -78,3 +78,25 @@ def test_a_clock_that_steps_back_makes_no_entry_fresh_for_longer() -> None:
     tier.put("a", "value", encoded=False, length=1, created_at=1000.0, expires_at=None, now=1000.0)
     assert tier.get("a", 900.0) is None
     assert tier.get("a", 1000.0) is None
+
+
+def test_what_the_store_did_not_take_ages_only_once_it_is_back() -> None:
+    tier = Tier(LIMIT, MAX_AGE)
+
+    def keep(key: str) -> None:
+        tier.put(key, key, encoded=False, length=1, created_at=0.0, expires_at=100.0, now=0.0)
+
+    keep("a")
+    keep("b")
+    tier.leave_alone("b")
+    tier.leave_alone("nothing")
+    tier.away_until(float("inf"))
+    assert tier.get("a", MAX_AGE) is None, "others may have changed what is in the store"
+    assert tier.get("b", 50.0) is not None
+    tier.away_until(50.0)
+    assert tier.get("b", 50.0 + MAX_AGE - 1) is not None
+    assert tier.get("b", 50.0 + MAX_AGE) is None
+    keep("b")
+    tier.leave_alone("b")
+    tier.away_until(float("inf"))
+    assert tier.get("b", 100.0) is None, "its own life is over"
