@@ -41,11 +41,15 @@ _AHEAD = 0.15
 
 
 class Round(NamedTuple):
-    """What came of one round: calls made, and the seconds that each process' slowest task took beyond the call."""
+    """What came of one round: calls made, and the seconds that each process' slowest task took beyond the call.
+
+    :param busy: the seconds of processor time that all processes took together.
+    """
 
     calls: int
     beyond: List[float]
     wrong: int
+    busy: float
 
 
 class Workers:
@@ -86,7 +90,7 @@ class Workers:
             time.sleep(0.01)
         if killed is not None:
             os.kill(killed, signal.SIGKILL)
-        beyond, wrong = [], 0
+        beyond, wrong, busy = [], 0, 0.0
         for number, process in enumerate(self._processes):
             if process.pid == killed:
                 process.wait()
@@ -96,7 +100,8 @@ class Workers:
             reply: Dict[str, Any] = json.loads(_line(process))
             beyond.append(reply["seconds"] - seconds)
             wrong += reply["wrong"]
-        return Round(len(self._made(key)), beyond, wrong)
+            busy += reply["busy"]
+        return Round(len(self._made(key)), beyond, wrong, busy)
 
     def _made(self, key: str) -> List[int]:
         """Return the ids of the processes that began to make the value."""
@@ -149,9 +154,11 @@ async def _work(url: str, tasks: int, calls: int, library: str) -> None:
                 return
             key, seconds, begin = json.loads(line)
             await asyncio.sleep(max(0.0, begin - time.time()))
+            before = time.process_time()
             values = await ask(key, lambda key=key: os.write(calls, f"{key} {os.getpid()}\n".encode()), seconds)
             wrong = sum(value != value_of(key) for value in values)
-            print(json.dumps({"seconds": time.time() - begin, "wrong": wrong}), flush=True)
+            told = {"seconds": time.time() - begin, "wrong": wrong, "busy": time.process_time() - before}
+            print(json.dumps(told), flush=True)
 
 
 def _worker(arguments: Sequence[str]) -> None:
@@ -209,7 +216,8 @@ def _experiment(backend: str, library: str, options: argparse.Namespace, folder:
     print(
         f"{backend if library == 'ours' else library}: {options.rounds} rounds of {options.processes} processes x "
         f"{options.tasks} tasks, {sum(one.calls for one in rounds)} calls; slowest task beyond the call: "
-        f"median {_ms(statistics.median(worst))}, worst {_ms(worst[-1])}"
+        f"median {_ms(statistics.median(worst))}, worst {_ms(worst[-1])}; "
+        f"processor time of all {_ms(statistics.median(one.busy for one in rounds))} a round"
         f"{_said_of(counted, options.rounds, options, library)}"
     )
     if kills:
