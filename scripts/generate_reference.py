@@ -244,7 +244,10 @@ def command_line() -> Iterator[str]:
     """Return the sections on the commands."""
     from claude_force_orchestrator.cli._app import app
 
-    yield "Exit codes: 0; 1 if a task failed or a check found something; 2 for bad usage; 130 after Ctrl-C.\n"
+    yield (
+        "Exit codes: 0; 1 if a task failed or a check found something; 2 for bad usage; "
+        "3 if `--max-usd` did not allow a call; 130 after Ctrl-C.\n"
+    )
     yield "Answers and tables go to standard output, notes, progress and errors to standard error.\n"
     for path, command in commands(["claude-force"], get_command(app)):
         arguments = [each for each in command.params if each.param_type_name == "argument"]
