@@ -143,14 +143,17 @@ local function expire(key, ttl)
         redis.call('ZREM', lives, key)
         return
     end
-    local expires = now + ttl
+    local expires, milliseconds = now + ttl
     if native and expires < 1e12 then
-        local milliseconds = math.ceil(expires * 1000)
+        milliseconds = math.ceil(expires * 1000)
         expires = milliseconds / 1000
-        redis.call('PEXPIREAT', data .. key, milliseconds - 1)
     end
     redis.call('SETRANGE', data .. key, 8, struct.pack('>d', expires))
     redis.call('ZADD', lives, exact(expires), key)
+    if milliseconds then
+        -- Last: a time that is over deletes the entry, and writing into it would make another one.
+        redis.call('PEXPIREAT', data .. key, milliseconds - 1)
+    end
 end
 
 -- Returns the version of a live entry.
