@@ -66,6 +66,9 @@ class _Counter:
 
     async def of(self, operation: Operation, index: int) -> int:
         """Return how many instructions one operation took."""
+        # Python 3.12 reports instructions only if the frame that says so last asks for them, and threads say so, too.
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(self._enter)
         first = next(self._steps)
         self._counting = True
         try:

@@ -35,6 +35,8 @@ def bars(path: Path, groups: Groups) -> None:
 def curves(path: Path, panels: Panels, *, across: str) -> None:
     """Write a plot with a panel for each title and a line for each name in it, over a logarithmic axis.
 
+    Several lines share a logarithmic scale.
+
     :param across: the title of that axis.
     :raises ImportError: if matplotlib is not installed.
     """
@@ -44,7 +46,10 @@ def curves(path: Path, panels: Panels, *, across: str) -> None:
             style = {"color": _OTHERS, "linestyle": "--"} if "floor" in name else {}
             panel.plot(*zip(*points), marker="o", markersize=3, label=name, **style)
         panel.set_xscale("log")
-        panel.set_ylim(bottom=0)
+        if len(lines) > 1:
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=0)
         panel.set_title(title, fontsize=9, loc="left")
         panel.set_xlabel(across, fontsize=8)
         panel.legend(fontsize=7, frameon=False)

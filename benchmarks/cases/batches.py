@@ -99,7 +99,7 @@ async def _rounds(bench: Bench, tasks: int, placement: Placement) -> Dict[str, L
 async def _sdk_alone(url: str, tasks: int) -> float:
     import anthropic
 
-    async with anthropic.AsyncAnthropic(api_key=_KEY, base_url=url, max_retries=0) as client:
+    async with anthropic.AsyncAnthropic(api_key=_KEY, base_url=url, max_retries=0, timeout=120) as client:
         client.messages.with_raw_response  # noqa: B018 - imported late, and not what is measured
         slots = asyncio.Semaphore(_CONCURRENT)
 

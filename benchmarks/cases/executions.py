@@ -95,7 +95,7 @@ async def _plain_sdk(stack: AsyncExitStack, size: str, length: int, tasks: List[
 
     server = stack.enter_context(BusyAPI(latency_ms=0, length=length))
     client = await stack.enter_async_context(
-        anthropic.AsyncAnthropic(api_key="no-key-needed", base_url=server.base_url, max_retries=0)
+        anthropic.AsyncAnthropic(api_key="no-key-needed", base_url=server.base_url, max_retries=0, timeout=120)
     )
     agent = text("reviewer", 4_000)
 

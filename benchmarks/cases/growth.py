@@ -192,7 +192,7 @@ async def _floor(store: str, url: str, entries: int, stack: AsyncExitStack) -> O
 
         return look_up
     if store == "disk":
-        database = sqlite3.connect(str(_folder(url) / "cache.db"))
+        database = sqlite3.connect(str(next(_folder(url).glob("*/cache.db"))))
         stack.callback(database.close)
         keys = [key for (key,) in database.execute("SELECT key FROM Cache ORDER BY random() LIMIT ?", (_KEYS,))]
 
