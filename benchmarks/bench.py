@@ -22,7 +22,7 @@ from .measuring import Section
 from .payloads import noise
 from .servers import PROGRAMS, Servers
 
-__all__ = ["ALL", "CASES", "SECRET", "STORES", "Bench", "Case", "case", "key", "maybe"]
+__all__ = ["ALL", "CASES", "SECRET", "STORES", "Bench", "Case", "case", "key", "maybe", "patience"]
 
 T = TypeVar("T")
 Run = Callable[["Bench"], Coroutine[Any, Any, Section]]
@@ -141,7 +141,7 @@ class Bench:
 
     def cache(self, url: str, **options: object) -> Cache[Any]:
         """Return a cache with this run's secret. Stores have the time that a busy machine may need."""
-        settings: Dict[str, Any] = {"timeout": 30, **_patience(url), **options}
+        settings: Dict[str, Any] = {"timeout": 30, **patience(url), **options}
         return open_cache(url, secrets=SECRET, **settings)
 
     def backend(self, url: str, *, max_bytes: Optional[int] = None) -> Any:
@@ -153,7 +153,7 @@ class Bench:
                 url=parts,
                 namespace=query.get("namespace", _NAMESPACE),
                 max_bytes=max_bytes,
-                options={**{option.name: option.default for option in plugin.options}, **_patience(url)},
+                options={**{option.name: option.default for option in plugin.options}, **patience(url)},
             )
         )
 
@@ -185,7 +185,8 @@ class Bench:
         return int(usage.bytes)
 
 
-def _patience(url: str) -> Dict[str, float]:
+def patience(url: str) -> Dict[str, float]:
+    """Return the options that give a server the time which a busy machine may need."""
     options = {"redis": ("socket_timeout",), "memcached": ("connect_timeout", "socket_timeout")}
     return dict.fromkeys(options.get(url.partition(":")[0], ()), 30.0)
 

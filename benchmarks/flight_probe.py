@@ -12,6 +12,8 @@ from typing import Any, Tuple
 
 from claude_force_cache import Cache, open_cache
 
+from .bench import patience
+
 __all__ = ["CALL_SECONDS", "ask"]
 
 CALL_SECONDS = 0.1
@@ -38,7 +40,7 @@ async def ask(cache: Cache[Any], key: str, callers: int) -> Tuple[float, int]:
 
 async def _main(url: str, callers: int) -> None:
     loop = asyncio.get_running_loop()
-    async with open_cache(url, timeout=30) as cache:
+    async with open_cache(url, timeout=30, **patience(url)) as cache:
         await cache.get("somebody else's")  # connected before the clock starts
         print("ready", flush=True)
         while True:

@@ -9,16 +9,17 @@ import asyncio
 import json
 import sys
 import time
-from typing import Dict
+from typing import Any, Dict
 
-from claude_force_cache import open_cache
+from claude_force_cache import Cache, open_cache
 
+from .bench import patience
 from .machine import resident_bytes
 
 
 async def probe(url: str) -> Dict[str, float]:
     """Return the seconds and bytes that ``open`` and a first look-up took, and the entries that were there."""
-    cache = open_cache(url, max_bytes="none", timeout=30)
+    cache: Cache[Any] = open_cache(url, max_bytes="none", timeout=30, **patience(url))
     memory, start = resident_bytes(), time.perf_counter()
     await cache.open()
     opened, grown = time.perf_counter(), resident_bytes()
