@@ -337,7 +337,7 @@ class _Wire:
             if len(rest) > _LONGEST_LINE:
                 raise ValueError("a line that does not end")
             text += line_end
-            error = _ERROR.search(text)
+            error = _ERROR.search(text) if b"ERROR" in text else None
             if error is not None:
                 raise MemcacheError(error.group().decode("latin-1"))
             last = text.rfind(b"\n", 0, -1) + 1

@@ -188,11 +188,14 @@ class MemoryBackend(Backend):
         size = len(key) + len(value)
         if self._max_bytes is not None and size > self._max_bytes:
             raise EntryTooLargeError(size, self._max_bytes)
-        self._purge(now, at_most=_PURGES_PER_WRITE)
         evicted = 0
-        while self._max_bytes is not None and self._bytes + size > self._max_bytes:
-            if not self._purge(now, at_most=1):
-                self._remove(next(iter(self._records)))
+        if self._expiries and self._expiries[0][0] <= now:
+            self._purge(now, at_most=_PURGES_PER_WRITE)
+        if self._max_bytes is not None:
+            while self._bytes + size > self._max_bytes:
+                if self._expiries and self._expiries[0][0] <= now and self._purge(now, at_most=1):
+                    continue
+                self._bytes -= self._records.popitem(last=False)[1].size
                 evicted += 1
         # bytes() costs nothing for bytes and keeps a caller's bytearray from changing underneath.
         entry = Entry(bytes(value), next(self._versions))
