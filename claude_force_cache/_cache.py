@@ -1138,12 +1138,12 @@ class Cache(Generic[V]):
                 self._events.emit("evict", count=evicted)
         return True
 
-    async def _guarded(
+    def _guarded(
         self, verb: Callable[[], Awaitable[T]], factor: int = 1, *, writes: bool = False, counts: bool = True
-    ) -> T:
+    ) -> Awaitable[T]:
         if self._alone:
-            return await verb()  # nothing outside this process that could be slow or gone
-        return await self._guard.call(verb, self.settings.timeout * factor, writes=writes, counts=counts)
+            return verb()  # nothing outside this process that could be slow or gone
+        return self._guard.call(verb, self.settings.timeout * factor, writes=writes, counts=counts)
 
     async def _ensure_backend(self) -> None:
         """Raise what the store's outage was for, after asking it again, if it was given up."""

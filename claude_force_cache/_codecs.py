@@ -13,6 +13,10 @@ __all__ = ["BytesCodec", "Codec", "JSONCodec"]
 
 V = TypeVar("V")
 
+# Made once: json.dumps makes an encoder for each call that is not the plainest, and json.loads looks for blanks.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
+
 
 class Codec(Protocol[V]):
     """Turns values into bytes and back. Encodes in the event loop; large values are decoded in a thread."""
@@ -50,7 +54,7 @@ class JSONCodec:
         :raises InvalidValueError: if JSON cannot express it, NaN, infinities and lone surrogates included.
         """
         try:
-            return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            return _encode(value).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidValueError(f"the value cannot be stored as JSON: {error}") from None
 
@@ -60,7 +64,9 @@ class JSONCodec:
         :raises ValueError: if ``data`` is not JSON.
         """
         try:
-            return json.loads(data)
+            text = data.decode()
+            value, end = _decode(text)
+            return value if end == len(text) else json.loads(data)
         except RecursionError:
             raise ValueError("the value is nested too deeply") from None
 

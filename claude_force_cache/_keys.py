@@ -9,13 +9,14 @@ The encoding is part of what is stored: a change to it needs a new version in th
 from __future__ import annotations
 
 import hashlib
+import marshal
 import math
 import struct
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from ._errors import InvalidKeyError
 
-__all__ = ["Digest", "KeyPart", "digest", "encode_key"]
+__all__ = ["Digest", "KeyPart", "digest", "encode_key", "encode_text", "is_plain", "spelling"]
 
 
 class Digest(bytes):
@@ -29,6 +30,11 @@ class Digest(bytes):
 
 KeyPart = Union[None, bool, int, float, str, bytes, Digest, Sequence[Any], Mapping[str, Any]]
 """What a key is made of: a scalar, or sequences and mappings with text keys of such, to any depth."""
+
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
+# The last format of marshal in which the same object in two places is spelt twice: one for each value.
+_SPELLING = 2
 
 _length = struct.Struct(">Q").pack
 _double = struct.Struct(">d").pack
@@ -68,9 +74,39 @@ def _encode(part: Any, emit: Callable[[bytes], None]) -> None:
     encoder(part, emit)
 
 
-def _encode_text(part: str, emit: Callable[[bytes], None]) -> None:
+def spelling(part: KeyPart) -> Optional[bytes]:
+    """Return bytes by which to recognise a key that was encoded before, or None if it cannot be spelt.
+
+    It takes a tenth of the time of an encoding. Spellings differ where encodings do for keys that are
+    :func:`is_plain`, and no other key is spelt as a plain one.
+    """
+    try:
+        return marshal.dumps(part, _SPELLING)
+    except ValueError:
+        return None
+
+
+def is_plain(part: Any) -> bool:
+    """Return whether a key holds nothing but None, booleans, numbers, texts, lists, tuples and dictionaries, no subclasses."""
+    kind = type(part)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        return all(type(name) is str and is_plain(value) for name, value in part.items())
+    return kind in (list, tuple) and all(map(is_plain, part))
+
+
+def encode_text(part: str) -> bytes:
+    """Return the encoding of text; see :func:`encode_key`.
+
+    :raises UnicodeEncodeError: if it has a lone surrogate.
+    """
     data = str.encode(part)  # a subclass may have another encode
-    emit(b"S" + _length(len(data)) + data)
+    return b"S" + _length(len(data)) + data
+
+
+def _encode_text(part: str, emit: Callable[[bytes], None]) -> None:
+    emit(encode_text(part))
 
 
 def _encode_bytes(part: bytes, emit: Callable[[bytes], None]) -> None:

@@ -31,7 +31,7 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ._keys import encode_key
+from ._keys import encode_key, encode_text
 from ._secrets import Keys
 
 __all__ = [
@@ -200,7 +200,7 @@ class Sealer:
         return _Contents(coding, (created, expires, kept), length, labels, payload)
 
     def _bound(self, key: str) -> bytes:
-        return self._context + encode_key(key)
+        return self._context + encode_text(key)
 
     def _cipher(self, bound: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._seal_key, bound, "sha256"))

@@ -24,7 +24,7 @@ from ._coalescing import Coalescing
 from ._codecs import Codec
 from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
 from ._guard import STORE_FACTOR, Call
-from ._keys import KeyPart, encode_key
+from ._keys import KeyPart, encode_key, is_plain, spelling
 from ._parts import Parts
 from ._results import StoredEntry
 from ._sealing import (
@@ -57,8 +57,10 @@ _Read = Dict[str, Optional[Entry]]
 
 _TAG_SUFFIX = ".tag"
 _MOST_TAG_NAMES = 4096
-_MOST_KNOWN_NAMES = 4096
-_LONGEST_KNOWN_KEY = 256
+_MOST_KNOWN_BYTES = 1 << 21
+"""How long all keys together may be whose names are remembered."""
+
+_LONGEST_KNOWN_KEY = 1 << 14
 
 _LOOKS = 3
 """How often a value in parts is looked at that somebody replaces meanwhile, before it counts as a miss."""
@@ -144,7 +146,8 @@ class Vault(Generic[V]):
         self._discarded = discarded
         self._clock = clock
         self._rings: List[_Ring] = []
-        self._names: Dict[str, Tuple[str, ...]] = {}
+        self._names: Dict[Union[str, bytes], Tuple[str, ...]] = {}
+        self._known_bytes = 0
         # A store in this very process has nothing that a single journey would save.
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
@@ -160,15 +163,20 @@ class Vault(Generic[V]):
 
         :raises InvalidKeyError: if the key cannot be encoded.
         """
-        # Only for text: other keys can be equal and yet be told apart by their encoding, as 1 and True are.
-        known = self._names.get(key) if type(key) is str else None
+        # Keys can be equal and yet be told apart by their encoding, as 1 and True are; texts cannot, and spellings.
+        spelt = key if type(key) is str else spelling(key)
+        if spelt is not None and len(spelt) > _LONGEST_KNOWN_KEY:
+            spelt = None
+        known = None if spelt is None else self._names.get(spelt)
         if known is None:
             encoded = encode_key(key)
             known = tuple([ring.name(encoded) for ring in self._rings])
-            if type(key) is str and len(key) <= _LONGEST_KNOWN_KEY:
-                if len(self._names) >= _MOST_KNOWN_NAMES:
+            if spelt is not None and is_plain(key):
+                self._known_bytes += len(spelt)
+                if self._known_bytes > _MOST_KNOWN_BYTES:
                     self._names.clear()
-                self._names[key] = known
+                    self._known_bytes = len(spelt)
+                self._names[spelt] = known
         return known
 
     def stamp(self, data: bytes) -> bytes:
@@ -450,7 +458,9 @@ class Vault(Generic[V]):
         sealed = entry.value
         if not is_stand_in(sealed):
             effort = max(len(sealed), declared_length(sealed))
-            return await self._offload(effort, lambda: self._decode(ring, name, sealed))
+            if effort < OFFLOAD_FROM:
+                return self._decode(ring, name, sealed)
+            return await self._workers.run(lambda: self._decode(ring, name, sealed))
         manifest, found = await self.parts.read(ring.sealer, name, sealed, call)
         return await self._offload(manifest.length, lambda: self._decode(ring, name, manifest.join(name, found)))
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from claude_force_cache import Digest, InvalidKeyError, digest
-from claude_force_cache._keys import encode_key
+from claude_force_cache._keys import encode_key, is_plain, spelling
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 scalars = (
@@ -48,6 +48,40 @@ def identity(part: Any) -> Any:
 @example({"a": {"b": 1}}, {"a": {}, "b": 1})
 def test_two_keys_have_the_same_encoding_only_if_they_are_the_same(one: Any, other: Any) -> None:
     assert (encode_key(one) == encode_key(other)) == (identity(one) == identity(other))
+
+
+class _Text(str):
+    pass
+
+
+@given(parts, parts)
+@example([b"x"], [Digest(b"x" * 32)])
+@example([bytearray(b"x" * 32)], [Digest(b"x" * 32)])
+@example({"a": _Text("b")}, {"a": "b"})
+@example({1: "a"}, {"1": "a"})
+@example([True, 1.0], [1, 1])
+@example(OrderedDict(a=1), {"a": 1})
+@example(("a",), ["a"])
+@example([0.0], [-0.0])
+@example([{"a"}], ["a"])
+def test_a_key_that_is_spelt_as_a_plain_one_has_its_encoding(one: Any, other: Any) -> None:
+    for known, key in ((one, other), (other, one), (one, one)):
+        if is_plain(known) and spelling(known) is not None and spelling(known) == spelling(key):
+            assert encode_key(known) == encode_key(key)
+
+
+def test_a_key_is_spelt_by_its_values_and_not_by_its_objects() -> None:
+    shared = "".join(["a long ", "text"])
+    one = {"messages": [{"role": "user", "content": shared}, shared], "n": [300, 300]}
+    other = {"messages": [{"role": "user", "content": "a long text"}, "".join(["a long", " text"])], "n": [300, 300]}
+    assert is_plain(one)
+    assert spelling(one) == spelling(other)
+
+
+def test_what_cannot_be_spelt_is_no_error_here() -> None:
+    loop: Any = []
+    loop.append(loop)
+    assert [spelling(part) for part in (object(), loop, IntEnum("Kind", "A").A)] == [None, None, None]  # type: ignore[attr-defined]
 
 
 @given(parts)
