@@ -356,8 +356,17 @@ class Cache(Generic[V]):
                 self._counts["tier_hits"] += 1
                 self._counts["hits"] += 1
                 return self._own(found)
+            value = await self._get_value(names)
+            self._counts["misses" if value is MISSING else "hits"] += 1
+            return value
         entry = await self._get_entry(names, _ANY)
         return MISSING if entry is None else entry.value
+
+    async def _get_value(self, names: Sequence[str]) -> Union[V, Missing]:
+        """Return the fresh value that the store has, without the entry around it."""
+        read = None if self._tier is None else self._tier.generation
+        found, _ = await self._find(names, ())
+        return found.value if found is not None and self._take_up(found, self._clock(), read) else MISSING
 
     async def get_many(self, keys: Sequence[KeyPart]) -> Dict[int, V]:
         """Return the values that are stored for ``keys``, each under the position of its key; misses are left out.
@@ -1062,26 +1071,36 @@ class Cache(Generic[V]):
         The epochs are None if the store is not available.
         """
         read = None if self._tier is None else self._tier.generation
-        try:
-            found, epochs = await self._vault.find(names, tags)
-        except BackendUnavailableError:
-            self._counts["errors"] += 1
-            return None, None
+        found, epochs = await self._find(names, tags)
         if found is None or not demand.usable(found.value):
             return None, epochs
         return self._entry(found, demand, read), epochs
 
+    async def _find(self, names: Sequence[str], tags: Sequence[str]) -> Tuple[Optional[Found[V]], Optional[Epochs]]:
+        try:
+            return await self._vault.find(names, tags)
+        except BackendUnavailableError:
+            self._counts["errors"] += 1
+            return None, None
+
     def _entry(self, found: Found[V], demand: _Demand, read: Optional[int]) -> CacheEntry[V]:
-        """Return what was found as callers get it, and keep it in the tier; see :meth:`Tier.put` about ``read``."""
+        """Return what was found as callers get it, and keep it in the tier."""
         now = self._clock()
         age = max(0.0, now - found.created_at)
-        if found.expires_at is None or now < found.expires_at:
-            life = Life(found.created_at, found.expires_at, None)
-            self._keep(found.name, found.value, found.data, life, now=now, read=read)
+        self._take_up(found, now, read)
         stale = demand.overdue(found.created_at, found.expires_at, now) >= 0
         return CacheEntry(
             found.value, found.name, found.created_at, found.expires_at, age, cached=True, stale=stale, tags=found.tags
         )
+
+    def _take_up(self, found: Found[V], now: float, read: Optional[int]) -> bool:
+        """Return whether what was found is fresh, and then keep it in the tier; see :meth:`Tier.put` about ``read``."""
+        if found.expires_at is not None and now >= found.expires_at:
+            return False
+        if self._tier is not None:
+            life = Life(found.created_at, found.expires_at, None)
+            self._keep(found.name, found.value, found.data, life, now=now, read=read)
+        return True
 
     def _forget(self, name: str) -> None:
         if self._tier is not None:

@@ -74,7 +74,7 @@ def _encode(part: Any, emit: Callable[[bytes], None]) -> None:
     encoder(part, emit)
 
 
-def spelling(part: KeyPart) -> Optional[bytes]:
+def spelling(part: Any) -> Optional[bytes]:
     """Return bytes by which to recognise a key that was encoded before, or None if it cannot be spelt.
 
     It takes a tenth of the time of an encoding. Spellings differ where encodings do for keys that are
@@ -87,7 +87,7 @@ def spelling(part: KeyPart) -> Optional[bytes]:
 
 
 def is_plain(part: Any) -> bool:
-    """Return whether a key holds nothing but None, booleans, numbers, texts, lists, tuples and dictionaries, no subclasses."""
+    """Return whether a key holds only None, booleans, numbers, text, lists, tuples and dictionaries, no subclasses."""
     kind = type(part)
     if kind in _PLAIN:
         return True

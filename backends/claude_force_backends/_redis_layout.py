@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from binascii import crc_hqx
-from typing import List
+from typing import Dict, Iterable, List
 
 __all__ = ["SLOTS", "Layout", "record_name", "slot_of"]
 
@@ -43,6 +43,15 @@ class Layout:
     def partition(self, key: str) -> int:
         """Return the partition that a key belongs to."""
         return zlib.crc32(key.encode()) % self.partitions if self.partitions > 1 else 0
+
+    def parted(self, keys: Iterable[str]) -> Dict[int, List[str]]:
+        """Return the keys by partition."""
+        if self.partitions == 1:
+            return {0: list(keys)}
+        parted: Dict[int, List[str]] = {}
+        for key in keys:
+            parted.setdefault(self.partition(key), []).append(key)
+        return parted
 
     def data(self, partition: int, key: str) -> str:
         """Return the name under which the entry of a key is stored."""

@@ -127,8 +127,10 @@ class RedisBackend(Backend):
     """
 
     def __init__(self, settings: BackendSettings) -> None:
+        from ._redis_router import Request
         from ._redis_server import CLUSTER, Deployment
 
+        self._request_type = Request
         options = {option.name: option.default for option in _OPTIONS}
         options.update(settings.options)
         self._deployment = Deployment(settings.url, options)
@@ -263,9 +265,7 @@ class RedisBackend(Backend):
         """
         if not keys:
             return {}
-        wanted: Dict[int, List[str]] = {}
-        for key in dict.fromkeys(keys):
-            wanted.setdefault(self._layout.partition(key), []).append(key)
+        wanted = self._layout.parted(dict.fromkeys(keys))
         requests: List[Request] = []
         for partition, names in wanted.items():
             prefix = self._layout.prefixes[partition]
@@ -459,9 +459,7 @@ class RedisBackend(Backend):
         return range(self._layout.partitions)
 
     def _request(self, slot: int, *command: Argument) -> Request:
-        from ._redis_router import Request
-
-        return Request(slot, command)
+        return self._request_type(slot, command)
 
     def _call(self, script: str, partition: int, *arguments: Argument, data: Sequence[str] = ()) -> Request:
         """Return the request that runs ``script`` on a partition; ``data`` are the data keys it is about."""
