@@ -356,17 +356,23 @@ class Cache(Generic[V]):
                 self._counts["tier_hits"] += 1
                 self._counts["hits"] += 1
                 return self._own(found)
-            value = await self._get_value(names)
-            self._counts["misses" if value is MISSING else "hits"] += 1
-            return value
+            return await self._get_value(names)
         entry = await self._get_entry(names, _ANY)
         return MISSING if entry is None else entry.value
 
     async def _get_value(self, names: Sequence[str]) -> Union[V, Missing]:
-        """Return the fresh value that the store has, without the entry around it."""
+        """Do what :meth:`_get_entry` does without a listener, and without the entry around the value."""
         read = None if self._tier is None else self._tier.generation
-        found, _ = await self._find(names, ())
-        return found.value if found is not None and self._take_up(found, self._clock(), read) else MISSING
+        try:
+            found, _ = await self._vault.find(names, ())
+        except BackendUnavailableError:
+            self._counts["errors"] += 1
+            found = None
+        if found is None or not self._take_up(found, self._clock(), read):
+            self._counts["misses"] += 1
+            return MISSING
+        self._counts["hits"] += 1
+        return found.value
 
     async def get_many(self, keys: Sequence[KeyPart]) -> Dict[int, V]:
         """Return the values that are stored for ``keys``, each under the position of its key; misses are left out.
@@ -1071,17 +1077,14 @@ class Cache(Generic[V]):
         The epochs are None if the store is not available.
         """
         read = None if self._tier is None else self._tier.generation
-        found, epochs = await self._find(names, tags)
-        if found is None or not demand.usable(found.value):
-            return None, epochs
-        return self._entry(found, demand, read), epochs
-
-    async def _find(self, names: Sequence[str], tags: Sequence[str]) -> Tuple[Optional[Found[V]], Optional[Epochs]]:
         try:
-            return await self._vault.find(names, tags)
+            found, epochs = await self._vault.find(names, tags)
         except BackendUnavailableError:
             self._counts["errors"] += 1
             return None, None
+        if found is None or not demand.usable(found.value):
+            return None, epochs
+        return self._entry(found, demand, read), epochs
 
     def _entry(self, found: Found[V], demand: _Demand, read: Optional[int]) -> CacheEntry[V]:
         """Return what was found as callers get it, and keep it in the tier."""

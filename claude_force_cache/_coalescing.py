@@ -110,15 +110,15 @@ class Coalescing:
         self._reads: _Turns[Sequence[str], Mapping[str, Entry]] = _Turns(self._read_all)
         self._stores: _Turns[_Item, int] = _Turns(self._store_all)
 
-    async def get_many(self, keys: Sequence[str]) -> Mapping[str, Entry]:
+    def get_many(self, keys: Sequence[str]) -> Awaitable[Mapping[str, Entry]]:
         """Return the live entries among ``keys``, and maybe others. See :meth:`Backend.get_many`.
 
         :raises BackendUnavailableError: if the store is not available.
         """
         loop = asyncio.get_running_loop()
         if self._reads.begin(loop):
-            return await self._read(lambda: self._backend.get_many(keys))
-        return await self._reads.ask(loop, keys)
+            return self._read(lambda: self._backend.get_many(keys))
+        return self._reads.ask(loop, keys)
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
         """Store an entry. See :meth:`Backend.set`.

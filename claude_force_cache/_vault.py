@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from typing import (
     Awaitable,
@@ -214,12 +215,17 @@ class Vault(Generic[V]):
         read: _Read = dict.fromkeys(name for names in wanted for name in names)
         read.update(await self._get_many(list(read)))
         results: List[Union[Found[V], BackendUnavailableError, None]] = []
+        effort = 0
         for names in wanted:
+            if effort >= OFFLOAD_FROM:
+                await asyncio.sleep(0)  # together they are as long as what is opened in a thread
+                effort = 0
             self.parts.note(names, read)
             result: Union[Found[V], BackendUnavailableError, None] = None
             for ring, name in zip(self._rings, names):
                 entry = read[name]
                 if entry is not None and result is None:
+                    effort += min(OFFLOAD_FROM, _effort(entry.value))
                     try:
                         result = await self._open_valid(ring, name, entry, read)
                     except BackendUnavailableError as error:
@@ -230,7 +236,10 @@ class Vault(Generic[V]):
     async def _open_valid(self, ring: _Ring, name: str, entry: Entry, read: _Read) -> Optional[Found[V]]:
         for _ in range(_LOOKS):
             try:
-                opened, value = await self._open(ring, name, entry, self._call)
+                if _is_short(entry.value):
+                    opened, value = self._decode(ring, name, entry.value)
+                else:
+                    opened, value = await self._open(ring, name, entry, self._call)
                 break
             except CorruptEntryError as error:
                 gone = await self.discard(name, entry, str(error))
@@ -258,10 +267,10 @@ class Vault(Generic[V]):
             tags = tuple(bound)
         return Found(name, opened, value, tags)
 
-    async def _get_many(self, names: Sequence[str]) -> Mapping[str, Entry]:
+    def _get_many(self, names: Sequence[str]) -> Awaitable[Mapping[str, Entry]]:
         if self._gathered is not None:
-            return await self._gathered.get_many(names)
-        return await self._call(lambda: self._backend.get_many(names))
+            return self._gathered.get_many(names)
+        return self._call(lambda: self._backend.get_many(names))
 
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
@@ -456,10 +465,9 @@ class Vault(Generic[V]):
         :raises IncompleteEntryError: if parts of it are gone.
         """
         sealed = entry.value
+        if _is_short(sealed):
+            return self._decode(ring, name, sealed)
         if not is_stand_in(sealed):
-            effort = max(len(sealed), declared_length(sealed))
-            if effort < OFFLOAD_FROM:
-                return self._decode(ring, name, sealed)
             return await self._workers.run(lambda: self._decode(ring, name, sealed))
         manifest, found = await self.parts.read(ring.sealer, name, sealed, call)
         return await self._offload(manifest.length, lambda: self._decode(ring, name, manifest.join(name, found)))
@@ -473,6 +481,15 @@ class Vault(Generic[V]):
 
     async def _offload(self, size: int, work: Callable[[], T]) -> T:
         return work() if size < OFFLOAD_FROM else await self._workers.run(work)
+
+
+def _effort(sealed: bytes) -> int:
+    return max(len(sealed), declared_length(sealed))
+
+
+def _is_short(sealed: bytes) -> bool:
+    """Return whether an entry has its value with it, and may be opened in the event loop."""
+    return _effort(sealed) < OFFLOAD_FROM and not is_stand_in(sealed)
 
 
 def _unread(ring: _Ring, bound: Epochs, read: _Read) -> List[str]:
