@@ -164,15 +164,20 @@ class Vault(Generic[V]):
 
         :raises InvalidKeyError: if the key cannot be encoded.
         """
-        # Keys can be equal and yet be told apart by their encoding, as 1 and True are; texts cannot, and spellings.
-        spelt = key if type(key) is str else spelling(key)
-        if spelt is not None and len(spelt) > _LONGEST_KNOWN_KEY:
-            spelt = None
-        known = None if spelt is None else self._names.get(spelt)
+        # Only for texts, and mappings by their spelling: other keys can be equal and yet differ, as 1 and True do.
+        kind = type(key)
+        if kind is str:
+            spelt: Union[str, bytes, None] = key  # type: ignore[assignment]  # it is text
+        elif kind is dict:
+            spelt = spelling(key)
+        else:
+            encoded = encode_key(key)
+            return tuple([ring.name(encoded) for ring in self._rings])
+        known = self._names.get(spelt) if spelt is not None and len(spelt) <= _LONGEST_KNOWN_KEY else None
         if known is None:
             encoded = encode_key(key)
             known = tuple([ring.name(encoded) for ring in self._rings])
-            if spelt is not None and is_plain(key):
+            if spelt is not None and len(spelt) <= _LONGEST_KNOWN_KEY and is_plain(key):
                 self._known_bytes += len(spelt)
                 if self._known_bytes > _MOST_KNOWN_BYTES:
                     self._names.clear()
