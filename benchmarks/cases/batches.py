@@ -87,7 +87,7 @@ async def _rounds(bench: Bench, tasks: int, placement: Placement) -> Dict[str, L
                 for name, taken in found.items():
                     placement.settle()
                     if name == _ALONE:
-                        seconds = await _sdk_alone(server.base_url, tasks)
+                        seconds = await sdk_alone(server.base_url, tasks)
                     else:
                         folder = bench.folder / f"batch-{placement.name}-{number}-{name}".replace(" ", "-")
                         seconds = await _orchestrated(bench, name, server.base_url, folder, tasks)
@@ -96,7 +96,7 @@ async def _rounds(bench: Bench, tasks: int, placement: Placement) -> Dict[str, L
     return found
 
 
-async def _sdk_alone(url: str, tasks: int) -> float:
+async def sdk_alone(url: str, tasks: int) -> float:
     import anthropic
 
     async with anthropic.AsyncAnthropic(api_key=_KEY, base_url=url, max_retries=0, timeout=120) as client:

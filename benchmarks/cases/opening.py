@@ -29,7 +29,7 @@ async def opening(bench: Bench) -> Section:
     sizes = (0, 1_000, bench.pick(10_000, 100_000))
     section = Section(
         about=(
-            "`Cache.open()` in a fresh process, for each round and size a new one, with modules imported before; "
+            "`Cache.open()` in a fresh process, for each round and size a new one, with all modules imported before; "
             "files are in the system's file cache. Memory is the growth of the resident set. The first look-up, a "
             "miss, comes right after. `usage()` is asked in this process, over and over; of memory, the backend "
             "itself. The ratios are to the store with 1,000 entries."
@@ -91,7 +91,7 @@ def _judge(store: str, few: Dict[str, Any], many: Dict[str, Any]) -> List[Target
 
 async def _open(bench: Bench, urls: Dict[int, str], rows: Dict[int, Dict[str, Any]]) -> None:
     found: Dict[int, List[Dict[str, float]]] = {entries: [] for entries in urls}
-    for _ in range(bench.pick(3, 11)):
+    for _ in range(bench.pick(2, 11)):
         for entries, url in urls.items():
             found[entries].append(await _probe(url, entries))
     base = _median(found[1_000], "open_s")
@@ -138,8 +138,8 @@ async def _usage(bench: Bench, store: str, urls: Dict[int, str], rows: Dict[int,
                     cache = await stack.enter_async_context(bench.cache(url, max_bytes="none"))
                     contenders.append(Contender(str(entries), _asker(cache.usage)))
             # Memcached lists all that it has for each answer.
-            operations = bench.pick(3, 5) if store == "memcached" else bench.pick(50, 200)
-            series = await interleave(contenders, rounds=bench.pick(4, 15), operations=operations, placement=placement)
+            operations = bench.pick(1, 3) if store == "memcached" else bench.pick(50, 200)
+            series = await interleave(contenders, rounds=bench.pick(3, 15), operations=operations, placement=placement)
     base = series["1000"].median
     for entries in urls:
         timings = series[str(entries)]

@@ -21,6 +21,7 @@ from ..machine import Waiting
 from ..measuring import Column, Section, percentile
 from ..payloads import text, value
 from ..targets import Target
+from .batches import sdk_alone
 
 _TICK = 0.001
 _WRITERS = 8
@@ -29,15 +30,17 @@ _LIMIT_MS = 5.0
 _READ = 100
 _MOST_SECONDS = 12.0
 """After this a round ends, however little was written."""
+_SDK = "floor: the SDK alone, 100 tasks at a time"
 _IDLE = "floor: nothing but the ticker"
 _HOPS = "floor: an empty function in a thread"
 
 
 class _Load(NamedTuple):
-    """What keeps the loop busy: an operation, given its number, and how many of it make a round."""
+    """What keeps the loop busy: an operation, given its number; how many of it make a round, and by how many tasks."""
 
     run: Callable[[int], Awaitable[object]]
     operations: int
+    workers: int = 1
 
 
 class _Round(NamedTuple):
@@ -54,13 +57,13 @@ async def stalls(bench: Bench) -> Section:
     operations = bench.pick(500, 5_000)
     section = Section(
         about=(
-            f"A task sleeps for a millisecond, again and again, and notes how late it is woken, while {_WRITERS} "
-            "others do operations with entries of 2 KB. Writes are stores into a full cache, so that each evicts; "
-            f"reads are in turn a hit, 64 hits at once, {_READ} keys by `get_many`, 64 callers of `get_or_compute` "
-            "for one new key, and `usage()`, without the in-process tier; tasks are new ones and repeated ones in "
-            "`execute_multiple`, with tracking. Own is without the time in which the loop's thread was ready and the "
-            "system ran other programs: the worst of all rounds, and the median over rounds of each one's worst. The "
-            "target holds for the worst."
+            f"A task sleeps for a millisecond, again and again, and notes how late it is woken. Meanwhile {_WRITERS} "
+            f"others write {operations:,} entries of 2 KB into a full cache, so that each evicts; or one reads what "
+            f"the other cases measure, in turn a hit, 64 hits at once, {_READ} keys by `get_many`, 64 callers of "
+            "`get_or_compute` for one new key, and `usage()`, without the in-process tier; or `execute_multiple` has "
+            "a batch of new tasks, 100 at a time, and the same once more, with tracking, beside the SDK alone. Own "
+            "is without the time in which the loop's thread was ready and the system ran other programs: the worst "
+            "of all rounds, and the median over rounds of each one's worst. The target holds for the worst."
         ),
         label="load",
         columns=(
@@ -80,19 +83,22 @@ async def stalls(bench: Bench) -> Section:
         stack.callback(gc.unfreeze)
         pool = stack.enter_context(ThreadPoolExecutor(4))
         loop = asyncio.get_running_loop()
-        loads: Dict[str, _Load] = {_HOPS: _Load(lambda _: loop.run_in_executor(pool, int), operations)}
+        loads: Dict[str, _Load] = {_HOPS: _Load(lambda _: loop.run_in_executor(pool, int), operations, _WRITERS)}
         for store in STORES:
             reason = bench.missing(store)
             if reason is not None:
                 section.missing.append(reason)
                 continue
             full = await _full_cache(bench, store, operations, values, stack)
-            loads[f"{store}, writes"] = _Load(_writing(full, values), operations)
+            loads[f"{store}, writes"] = _Load(_writing(full, values), operations, _WRITERS)
             read = await stack.enter_async_context(bench.cache(bench.new_url(store), tier_bytes=0))
             loads[f"{store}, reads"] = _Load(await _reading(read, values), operations // _READ)
-        loads["tasks, disk"] = _Load(await _executing(bench, stack), operations // _READ)
+        server = stack.enter_context(BusyAPI(latency_ms=50, length=_LENGTH))
+        tasks = bench.pick(200, 1_000)
+        loads[_SDK] = _Load(lambda _: sdk_alone(server.base_url, tasks), 1)
+        loads["tasks, disk"] = _Load(await _executing(bench, stack, server.base_url, tasks), 1)
         rounds = await _rounds(loads, bench.pick(1, 3))
-    floors = max(max(one.own) for name in (_IDLE, _HOPS) for one in rounds[name]) * 1e3
+    worst = {name: max(max(one.own) for one in found) * 1e3 for name, found in rounds.items()}
     for name, found in rounds.items():
         worsts = [max(one.own) for one in found]
         done = sum(one.done for one in found)
@@ -106,8 +112,9 @@ async def stalls(bench: Bench) -> Section:
             "done": done or None,
         }
         section.rows.append(row)
-        if name not in (_IDLE, _HOPS):
-            note = f"median of rounds {row['median_own_ms']:.1f}, floors {floors:.1f}"
+        if not name.startswith("floor"):
+            floors = worst[_SDK] if name.startswith("tasks") else max(worst[_IDLE], worst[_HOPS])
+            note = f"median of rounds {row['median_own_ms']:.1f}, floor {floors:.1f}"
             if any(one.done < loads[name].operations for one in found):
                 note += f"; {done:,} done before the time was up"
             section.targets.append(Target("stall", name, row["own_ms"], _LIMIT_MS, "ms", note=note))
@@ -155,22 +162,27 @@ async def _reading(cache: Cache[Any], values: List[Any]) -> Callable[[int], Awai
     return read
 
 
-async def _executing(bench: Bench, stack: AsyncExitStack) -> Callable[[int], Awaitable[object]]:
-    server = stack.enter_context(BusyAPI(latency_ms=20, length=_LENGTH))
+async def _executing(
+    bench: Bench, stack: AsyncExitStack, base_url: str, count: int
+) -> Callable[[int], Awaitable[object]]:
     folder = bench.folder / "stalls"
     folder.mkdir()
     (folder / "agent.md").write_text(text("agent", 4_000), encoding="utf-8")
     (folder / "claude.json").write_text(json.dumps({"agents": {"reviewer": {"file": "agent.md"}}}), encoding="utf-8")
     orchestrator = await stack.enter_async_context(
         AsyncAgentOrchestrator(
-            folder / "claude.json", "no-key-needed", base_url=server.base_url, cache=bench.new_url("disk")
+            folder / "claude.json",
+            "no-key-needed",
+            base_url=base_url,
+            cache=bench.new_url("disk"),
+            max_concurrent=100,
         )
     )
     await orchestrator.execute_agent("reviewer", "imports the SDK, which takes a second")
     task = text("task", 600)
 
     async def execute(index: int) -> None:
-        tasks: List[Any] = [("reviewer", f"{number} {task}") for number in range(20 * index, 20 * index + 20)]
+        tasks: List[Any] = [("reviewer", f"{index} {number} {task}") for number in range(count)]
         for _ in range(2):
             for result in await orchestrator.execute_multiple(tasks):
                 if not result.success:
@@ -204,13 +216,13 @@ async def _spread(load: _Load, first: int) -> int:
 
     async def worker(start: int) -> None:
         nonlocal done
-        for index in range(first + start, first + load.operations, _WRITERS):
+        for index in range(first + start, first + load.operations, load.workers):
             if time.perf_counter() > deadline:
                 return
             await load.run(index)
             done += 1
 
-    await asyncio.gather(*[worker(start) for start in range(_WRITERS)])
+    await asyncio.gather(*[worker(start) for start in range(load.workers)])
     return done
 
 

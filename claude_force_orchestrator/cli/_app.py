@@ -31,7 +31,8 @@ app = typer.Typer(
     help="Ask Claude agents, and be answered from a cache when the question was asked before.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # frames around help texts would be a hundred modules to import
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
