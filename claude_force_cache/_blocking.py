@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import atexit
+import threading
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import (
     Awaitable,
@@ -19,8 +22,9 @@ from typing import (
     Union,
 )
 
+import anyio
 from anyio import to_thread
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from ._backend import Usage
 from ._cache import _DEFAULT, TTL, Cache
@@ -34,11 +38,35 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
+@contextmanager
+def _event_loop() -> Iterator[BlockingPortal]:
+    """Run an event loop in a thread, as anyio's ``start_blocking_portal`` does, but in a daemon.
+
+    A program that ends without having closed the cache would wait for another kind for ever.
+    """
+    started: Future[BlockingPortal] = Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    thread = threading.Thread(target=anyio.run, args=(serve,), name="claude-force-cache-loop", daemon=True)
+    thread.start()
+    portal = started.result()
+    try:
+        yield portal
+    finally:
+        portal.start_task_soon(portal.stop)
+        thread.join()
+
+
 class BlockingCache(Generic[V]):
     """A :class:`Cache` whose verbs block, on an event loop in a thread of its own. Safe for threads.
 
     ``with BlockingCache(open_cache(...)) as cache:`` opens and closes it. Each verb returns and raises what
-    the verb of the same name of :class:`Cache` does, and :class:`BackendClosedError` outside of ``with``.
+    the verb of the same name of :class:`Cache` does, and :class:`BackendClosedError` outside of ``with``. The end of
+    the program closes one that was left open.
     """
 
     def __init__(self, cache: Cache[V]) -> None:
@@ -48,10 +76,11 @@ class BlockingCache(Generic[V]):
 
     def __enter__(self) -> BlockingCache[V]:
         with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal())
+            portal = stack.enter_context(_event_loop())
             stack.enter_context(portal.wrap_async_context_manager(self._cache))
             self._stack = stack.pop_all()
         self._portal = portal
+        atexit.register(self._stack.close)
         return self
 
     def __exit__(
@@ -61,6 +90,7 @@ class BlockingCache(Generic[V]):
         trace: Optional[TracebackType],
     ) -> None:
         self._portal = None
+        atexit.unregister(self._stack.close)
         self._stack.close()
 
     @property

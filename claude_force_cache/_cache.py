@@ -212,7 +212,7 @@ class Cache(Generic[V]):
         self._alone = not backend.capabilities.shared_between_processes
         self._tier = Tier(settings.tier_bytes, settings.tier_ttl) if settings.tier_bytes else None
         self._flight: SingleFlight[_Landed[V]] = SingleFlight()
-        self._guard = Guard(url, self._probe, self._outage_changed)
+        self._guard = Guard(url, self._probe, self._outage_changed, settings.timeout)
         self._workers = Workers(2, "core")
         self._vault: Vault[V] = Vault(
             backend,

@@ -153,6 +153,7 @@ class Guard:
     :param name: what to call the store in log lines and errors; holds no password.
     :param probe: returns if the store works, raises BackendUnavailableError otherwise.
     :param changed: called with the error when the store goes away, and with None when it is back.
+    :param budget: seconds within which a store has to answer the probe to be used again.
     :param clock: seconds that only go forward.
     """
 
@@ -161,11 +162,13 @@ class Guard:
         name: str,
         probe: Callable[[], Awaitable[None]],
         changed: Callable[[Optional[BackendUnavailableError]], None],
+        budget: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._probe = probe
         self._changed = changed
+        self._budget = budget
         self._clock = clock
         self._failures = {False: 0, True: 0}  # in a row, of reads and of writes
         self._last: Optional[BackendUnavailableError] = None
@@ -282,6 +285,8 @@ class Guard:
     async def _try_again(self) -> None:
         try:
             await self._probe()
+            # The first one may have had to connect. A store that is too slow would be given up again at once.
+            await self._call(self._probe, self._budget, writes=False, counts=False)
         except CacheError:
             return
         if self._last is not None:

@@ -137,7 +137,10 @@ _queues: weakref.WeakSet[_Queue] = weakref.WeakSet()
 
 @atexit.register
 def _finish() -> None:
-    """Let calls that are running at the end of the program finish: a thread that is stopped inside one may crash."""
+    """Let calls that are running at the end of the program finish: a thread that is stopped inside one may crash.
+
+    To whoever asks later, in a thread that nobody waits for or in another handler, the store is not available.
+    """
     queues = list(_queues)
     for queue in queues:
         queue.close()
@@ -161,13 +164,15 @@ class Workers:
         """Return what ``function(*args)`` returns in a thread.
 
         :raises BackendClosedError: if the pool is closed.
-        :raises BackendUnavailableError: if this process was forked from the one that made the pool.
+        :raises BackendUnavailableError: if this process was forked from the one that made the pool, or ends.
         """
         if os.getpid() != self._queue.process:
             # Threads stay behind in a fork, and a call that is handed to them would never return.
             raise BackendUnavailableError("the cache was opened before this process was forked: open one in each")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if not self._queue.put(_Job(function, args, answer)):
+            if not self._closed:
+                raise BackendUnavailableError("the program ends")
             raise BackendClosedError("the cache is closed: open another one")
         return await answer
 

@@ -57,6 +57,12 @@ _GIVEN_UP = 0.001
 _RECOVERY = 3.0
 """Seconds after which a store has to be used again that works again: it is tried once a second."""
 
+_LASTS = 2.5
+"""Seconds for which a store stays broken after it was given up: it is tried twice, and must not seem to be back."""
+
+_MOST_CHANGES = 3
+"""A store refuses writes, is gone, and is back."""
+
 _GONE = "is not available, going on without it"
 _REFUSES = "takes no writes, going on without them"
 
@@ -120,6 +126,8 @@ class Outage:
             found.append("what was stored before could not be read")
         if len(self.lines) != self.changes:
             found.append(f"{len(self.lines)} log lines for {self.changes} changes")
+        if self.changes > _MOST_CHANGES:
+            found.append(f"{self.changes} changes, for one outage")
         if self.changes and not self.errors:
             found.append("no error was counted")
         # What still works costs what it does.
@@ -304,6 +312,7 @@ class _Run:
                     await site.begin()
                 await self._break(began)
                 self.seen.added = await self._one_by_one("broken {}", keep=True)
+                await self._last()
                 await self._again()
                 await site.end()
                 await self._mend(site)
@@ -341,7 +350,8 @@ class _Run:
     async def _one_by_one(self, name: str, *, keep: bool = False) -> float:
         """Return what a task takes longer with a cache than without one, asked in turn, in the lower quartile."""
         taken: Dict[bool, List[float]] = {False: [], True: []}
-        for number in range(20 if self._quick else 100):
+        # What is slow takes long, and the fewer tasks say as much.
+        for number in range(20 if self._quick or self._fault.loses == "some" else 100):
             for cached in (False, True):
                 task = name.format(number) if cached else f"without {name.format(number)}"
                 asked = await self._ask(task, cached=cached)
@@ -370,6 +380,14 @@ class _Run:
             await self._ask("seed 0")
             seen.read_meanwhile = sum(self._subject_calls.values()) == before
         seen.tasks = len(self._meanwhile)
+
+    async def _last(self) -> None:
+        """Go on asking while a store that was given up is tried again."""
+        end = time.perf_counter() + (0.0 if self.seen.given_up is None else _LASTS)
+        while time.perf_counter() < end:
+            self._meanwhile.append(f"lasting {len(self._meanwhile)}")
+            await self._ask(self._meanwhile[-1])
+            await asyncio.sleep(0.05)
 
     async def _again(self) -> None:
         """Ask for a second time what was answered meanwhile."""

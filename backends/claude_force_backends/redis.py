@@ -432,9 +432,10 @@ class RedisBackend(Backend):
     async def ping(self) -> None:
         """See :meth:`Backend.ping`. A cluster answers if any of its partitions does."""
         if not self._in_cluster:
-            await self._run([self._request(0, "PING")])
+            # A replica answers a PING all the same. This is a write that changes nothing and needs no memory.
+            await self._run([self._request(0, "PERSIST", self._layout.prefixes[0] + "account")])
             return
-        # A node whose cluster is down answers a PING all the same.
+        # So does a node whose cluster is down.
         slots, prefixes = self._layout.slots, self._layout.prefixes
         requests = [self._request(slot, "EXISTS", prefix + "account") for slot, prefix in zip(slots, prefixes)]
         outcomes = await self._router().outcomes(requests, repeatable=True)

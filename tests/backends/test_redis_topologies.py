@@ -608,10 +608,11 @@ def test_a_demoted_master_is_left(start_server: Any, namespace: str) -> None:
         store = backend(server.url, namespace)
         await store.open()
         client.replicaof("127.0.0.1", 1)
-        for verb in (store.set("key", b"value", ttl=None), store.get("key")):
+        for verb in (store.set("key", b"value", ttl=None), store.get("key"), store.ping()):
             with pytest.raises(BackendUnavailableError, match="read only replica"):
                 await verb
         client.replicaof("NO", "ONE")
+        await store.ping()
         await store.set("key", b"value", ttl=None)
         await store.close()
 

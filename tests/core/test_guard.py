@@ -17,7 +17,10 @@ class Store:
         self.asked = 0
         self.probed = 0
         self.changes: List[Optional[str]] = []
-        self.guard = Guard("store://", self.probe, lambda error: self.changes.append(error and str(error)), clock)
+        self.guard = Guard("store://", self.probe, self.changed, 5.0, clock)
+
+    def changed(self, error: Optional[BackendUnavailableError]) -> None:
+        self.changes.append(error and str(error))
 
     async def verb(self) -> str:
         self.asked += 1
@@ -98,7 +101,7 @@ def test_a_probe_in_the_background_finds_out_that_the_store_is_back(caplog: pyte
         assert store.guard.outage is not None
         store.error = None
         await until_back(store)
-        assert store.probed == 1
+        assert store.probed == 2, "once to connect, once in time"
         assert store.guard.outage is None
         assert store.changes == ["gone", None]
         await store.guard.close()
@@ -171,7 +174,7 @@ def test_closing_ends_a_probe_that_is_under_way() -> None:
             probing.set()
             await asyncio.Event().wait()
 
-        guard = Guard("store://", probe, lambda error: None)
+        guard = Guard("store://", probe, lambda error: None, 5.0)
         guard.failed(BackendUnavailableError("gone"), certain=True)
         for _ in range(300):
             with pytest.raises(BackendUnavailableError):
@@ -331,3 +334,39 @@ def test_a_part_of_a_store_that_is_gone_is_not_an_outage_of_the_whole(caplog: py
 
     asyncio.run(main())
     assert not caplog.records
+
+
+def test_a_store_that_is_too_slow_is_not_back(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        delay = 0.2
+        probed = 0
+
+        async def probe() -> None:
+            nonlocal probed
+            probed += 1
+            await asyncio.sleep(delay)
+
+        async def verb() -> str:
+            return "value"
+
+        now = 0.0
+        changes: List[Optional[BackendUnavailableError]] = []
+        guard = Guard("store://", probe, changes.append, 0.05, lambda: now)
+        guard.failed(BackendUnavailableError("slow"), certain=True)
+        for attempt in range(1, 4):
+            now += 1.0
+            with pytest.raises(BackendUnavailableError):
+                await guard.call(verb, 5.0)
+            await asyncio.gather(*guard._probes)
+            assert probed == 2 * attempt, "once to connect, once in time"
+        assert len(changes) == 1
+        delay = 0.0
+        now += 1.0
+        with pytest.raises(BackendUnavailableError):
+            await guard.call(verb, 5.0)
+        await asyncio.gather(*guard._probes)
+        assert await guard.call(verb, 5.0) == "value"
+        assert changes[1:] == [None]
+
+    asyncio.run(main())
+    assert len(caplog.records) == 2

@@ -174,3 +174,39 @@ asyncio.run(cache.close())
     arguments = [sys.executable, "-c", program, store_url, f"fork-{tmp_path.name}"]
     done = subprocess.run(arguments, timeout=60, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()
+
+
+def test_answers_of_an_outage_outlast_the_life_of_the_tier_as_long_as_it_lasts(
+    start_server: Callable[..., Any], namespace: str
+) -> None:
+    server = start_server("redis")
+    now = 1_800_000_000.0
+
+    async def main() -> None:
+        nonlocal now
+        async with open_cache(server.url, namespace=namespace, tier_ttl=60, clock=lambda: now) as cache:
+            calls: List[Any] = []
+            await answer(cache, "before", calls)
+            server.stop()
+            for number in range(20):
+                await answer(cache, number, calls)
+            now += 3600
+            for number in range(20):
+                await answer(cache, number, calls)
+            assert calls == ["before", *range(20)]
+            await answer(cache, "before", calls)
+            assert calls.count("before") == 2, "others may have changed it"
+
+            server.start()
+            await until_stored(cache)
+            now += 59
+            await answer(cache, 0, calls)
+            assert calls.count(0) == 1
+            now += 2
+            await answer(cache, 0, calls)
+            assert calls.count(0) == 2, "from here on the store has it"
+            now += 120
+            await answer(cache, 0, calls)
+            assert calls.count(0) == 2
+
+    asyncio.run(main())

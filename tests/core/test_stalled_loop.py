@@ -17,7 +17,7 @@ def make_guard(changes: List[Optional[BackendUnavailableError]]) -> Guard:
     async def probe() -> None:
         raise BackendUnavailableError("still away")
 
-    return Guard("the store", probe, changes.append)
+    return Guard("the store", probe, changes.append, 5.0)
 
 
 def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
