@@ -443,6 +443,7 @@ def _memcached(data: bytes) -> None:
             theirs.shutdown(socket.SHUT_WR)
             wire = _Given.__new__(_Given)
             wire._socket, wire._reader = ours, io.BufferedReader(ours.makefile("rb", 0))
+            wire._seconds, wire._end = 1.0, 0.0
             server._wires.append(wire)
             try:
                 verb(server)

@@ -339,7 +339,7 @@ def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) ->
         arguments = ("map", "reviewer", "tasks.jsonl", "--max-concurrent", "300", "--timeout", "300")
         process = cli.start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 100
             while server.waiting < 300 and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(1)  # for those that there may not be
@@ -353,7 +353,7 @@ def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) ->
             assert process.returncode == 130
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
             server.ended.set()
             server.shutdown()
             thread.join()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -529,7 +530,7 @@ def test_two_processes_do_not_work_on_the_same_batches(ask: Any, state: Path) ->
         ask(["x"])
     other.close()
     assert not state.exists()
-    with sqlite3.connect(state) as file:
+    with closing(sqlite3.connect(state)) as file:
         file.execute("CREATE TABLE mine (x)")
     with pytest.raises(ConfigError, match="another program"):
         ask(["x"])
