@@ -88,12 +88,18 @@ def spelling(part: Any) -> Optional[bytes]:
 
 def is_plain(part: Any) -> bool:
     """Return whether a key holds only None, booleans, numbers, text, lists, tuples and dictionaries, no subclasses."""
-    kind = type(part)
-    if kind in _PLAIN:
-        return True
-    if kind is dict:
-        return all(type(name) is str and is_plain(value) for name, value in part.items())
-    return kind in (list, tuple) and all(map(is_plain, part))
+    parts = [part]  # not by recursion: what can be encoded may lie as deep as that can go
+    for each in parts:
+        kind = type(each)
+        if kind is dict:
+            if not all(type(name) is str for name in each):
+                return False
+            parts.extend(each.values())
+        elif kind in (list, tuple):
+            parts.extend(each)
+        elif kind not in _PLAIN:
+            return False
+    return True
 
 
 def encode_text(part: str) -> bytes:

@@ -119,6 +119,8 @@ def _call(function: Callable[..., Any], arguments: Tuple[Any, ...]) -> Tuple[Any
     # By itself, since an error refers to the frames that it came through: none of them may refer to the error.
     try:
         return function(*arguments), None
+    except StopIteration as error:  # a future refuses it, and a coroutine would turn it into this one
+        return None, RuntimeError(f"{function!r} raised StopIteration({error})")
     except BaseException as error:  # noqa: BLE001 - it goes to the caller
         return None, error
 

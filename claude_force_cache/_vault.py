@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import sys
 from typing import (
     Awaitable,
     Callable,
@@ -58,8 +59,11 @@ _Read = Dict[str, Optional[Entry]]
 
 _TAG_SUFFIX = ".tag"
 _MOST_TAG_NAMES = 4096
-_MOST_KNOWN_BYTES = 1 << 21
-"""How long all keys together may be whose names are remembered."""
+_MOST_KNOWN_BYTES = 1 << 23
+"""What all keys whose names are remembered may take together, with the names."""
+
+_NAME_BYTES = 256
+"""What a name takes, with its share of the tables, rounded up."""
 
 _LONGEST_KNOWN_KEY = 1 << 14
 
@@ -178,10 +182,11 @@ class Vault(Generic[V]):
             encoded = encode_key(key)
             known = tuple([ring.name(encoded) for ring in self._rings])
             if spelt is not None and len(spelt) <= _LONGEST_KNOWN_KEY and is_plain(key):
-                self._known_bytes += len(spelt)
+                taken = sys.getsizeof(spelt) + _NAME_BYTES * len(known)
+                self._known_bytes += taken
                 if self._known_bytes > _MOST_KNOWN_BYTES:
                     self._names.clear()
-                    self._known_bytes = len(spelt)
+                    self._known_bytes = taken
                 self._names[spelt] = known
         return known
 

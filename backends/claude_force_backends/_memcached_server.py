@@ -7,11 +7,12 @@ and the socket's become ours.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import time
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import quote
 
@@ -118,9 +119,9 @@ class Server:
 
         :raises BackendUnavailableError: if the server does not answer, or answers with an error.
         """
-        with self._wire(self._timeout) as wire:
+        with self._wire(self._timeout, _ANSWER_FACTOR) as wire:
             wire.send(f"get {' '.join(names)}\r\n".encode())
-            return dict(wire.values())
+            return dict(wire.values(len(names)))
 
     def items(self, prefix: str) -> List[Item]:
         """Return what :meth:`lists` yields, in one list."""
@@ -147,7 +148,7 @@ class Server:
             for names in _batches(list(last_uses)):
                 # u: not a use; q: say nothing of what is gone; mn: the end.
                 wire.send(b"".join([b"mg %s%s k s t c u q\r\n" % (start, name) for name in names]) + b"mn\r\n")
-                answers = b"".join(wire.texts_until(b"MN"))
+                answers = b"".join(wire.texts_until(b"MN", len(names) * _LONGEST_LINE))
                 found = _META.findall(answers)
                 if len(found) != answers.count(b"\n"):
                     raise ValueError("not what was asked for")
@@ -206,11 +207,11 @@ class Server:
                 time.sleep(0.005)
 
     @contextmanager
-    def _wire(self, timeout: float) -> Iterator[_Wire]:
+    def _wire(self, timeout: float, factor: int = _LISTING_FACTOR) -> Iterator[_Wire]:
         with self._translated(timeout):
-            wire = self._pop_wire() or _Wire(self._where, self._connect_timeout, _LISTING_FACTOR * self.patience)
+            wire = self._pop_wire() or _Wire(self._where, self._connect_timeout)
             try:
-                wire.wait_for(timeout)
+                wire.wait_for(timeout, factor * self.patience)
                 yield wire
             except BaseException:
                 wire.close()
@@ -286,30 +287,41 @@ class _Socket(socket.socket):
         return super().recv(size, flags)
 
 
+class _Bytes(RawIOBase):
+    """What comes in on a socket, until ``end``, a moment of :func:`time.monotonic`."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self._socket = source
+        self.end = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        # Each byte may come in time, and the last one never.
+        if time.monotonic() > self.end:
+            raise MemcacheUnexpectedCloseError("its answer does not end")
+        return self._socket.recv_into(buffer)
+
+
 class _Wire:
-    """A connection that sends bytes and reads lines.
+    """A connection that sends bytes and reads lines."""
 
-    :param seconds: for all lines of one use.
-    """
-
-    def __init__(self, where: Any, connect_timeout: float, seconds: float) -> None:
-        self._seconds = seconds
-        self._end = 0.0
+    def __init__(self, where: Any, connect_timeout: float) -> None:
         self._socket = socket.create_connection(where, connect_timeout)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reader = BufferedReader(self._socket.makefile("rb", 0), _CHUNK)
+        self._bytes = _Bytes(self._socket)
+        self._reader = BufferedReader(self._bytes, _CHUNK)
 
-    def wait_for(self, timeout: float) -> None:
-        """From now on let an answer take ``timeout`` seconds to begin."""
+    def wait_for(self, timeout: float, seconds: float) -> None:
+        """From now on let an answer take ``timeout`` seconds to begin and to go on, and ``seconds`` to end."""
         self._socket.settimeout(timeout)
-        self._end = time.monotonic() + self._seconds
+        self._bytes.end = time.monotonic() + seconds
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def line(self) -> bytes:
-        if time.monotonic() > self._end:
-            raise MemcacheUnexpectedCloseError("its listing does not end")
         line: bytes = self._reader.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
             if len(line) == _LONGEST_LINE:
@@ -326,13 +338,19 @@ class _Wire:
                 raise MemcacheError(line.decode("latin-1"))
             yield line
 
-    def texts_until(self, end: bytes) -> Iterator[bytes]:
-        """Yield the same as :meth:`lines_until`, as many lines at once as there are, with their ends."""
+    def texts_until(self, end: bytes, most: float = math.inf) -> Iterator[bytes]:
+        """Yield the same as :meth:`lines_until`, as many lines at once as there are, with their ends.
+
+        :param most: how many bytes may come.
+        """
         rest = b""
         while True:
             data: bytes = self._reader.read1(_CHUNK)
             if not data:
                 raise MemcacheUnexpectedCloseError("the server closed the connection")
+            most -= len(data)
+            if most < 0:
+                raise ValueError("more than was asked for")
             text, line_end, rest = (rest + data).rpartition(b"\n")
             if len(rest) > _LONGEST_LINE:
                 raise ValueError("a line that does not end")
@@ -346,9 +364,12 @@ class _Wire:
                 return
             yield text
 
-    def values(self) -> Iterator[Tuple[str, bytes]]:
-        """Yield names and values of the reply to a ``get``."""
+    def values(self, most: int) -> Iterator[Tuple[str, bytes]]:
+        """Yield names and values of the reply to a ``get`` of so many names."""
         for line in self.lines_until(b"END"):
+            most -= 1
+            if most < 0:
+                raise ValueError("more than was asked for")
             kind, name, _, length = line.split()
             data = self._take(int(length) + 2)
             if kind != b"VALUE" or not data.endswith(b"\r\n"):

@@ -63,7 +63,11 @@ class Channel:
             self._end = self._closing_with_the_loop()
             await self._end.__anext__()
         replies = await self._exchange(commands, end, repeatable, asking)
-        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        unknown = [
+            index
+            for index, reply in enumerate(replies)
+            if isinstance(reply, NoScriptError) and commands[index][0] == "EVALSHA"
+        ]
         if unknown:
             in_full: List[Command] = [("EVAL", _TEXTS[str(commands[i][1])], *commands[i][2:]) for i in unknown]
             for index, reply in zip(unknown, await self._exchange(in_full, end, repeatable, asking)):

@@ -245,7 +245,9 @@ class Cluster(Router):
     def _learn(self, rows: List[List[Any]]) -> None:
         owners: List[Optional[_Node]] = [None] * SLOTS
         for first, last, (host, port, *_), *_ in rows:
-            node = self._node(self._deployment.server(host.decode(), port))
+            if not 0 <= first <= last < SLOTS:
+                raise ValueError("no slots of a cluster")
+            node = self._node(self._deployment.server(host.decode(), int(port)))
             owners[first : last + 1] = [node] * (last - first + 1)
         self._owners = owners
         self._masters = list(dict.fromkeys(node for node in owners if node is not None))

@@ -194,6 +194,8 @@ class Link(asyncio.Protocol):
     def _put(self, reply: Reply) -> None:
         """Put a reply into the list that it belongs to, if it belongs to one."""
         while self._lists:
+            if isinstance(reply, Exception):
+                raise ValueError("an error in a list")  # only transactions have that
             items, length = self._lists[-1]
             items.append(reply)
             if len(items) < length:

@@ -101,7 +101,7 @@ local function drop(key)
         redis.call('HDEL', sizes, key)
         redis.call('ZREM', uses, key)
         redis.call('ZREM', lives, key)
-        redis.call('HINCRBY', account, 'bytes', -size)
+        redis.call('HINCRBY', account, 'bytes', 0 - (tonumber(size) or 0))
     end
     return found
 end
@@ -112,6 +112,15 @@ local function purge(most)
         drop(key)
     end
     return #expired
+end
+
+local function recount()
+    local bytes = 0
+    for _, size in ipairs(redis.call('HVALS', sizes)) do
+        bytes = bytes + (tonumber(size) or 0)
+    end
+    redis.call('HSET', account, 'bytes', exact(bytes))
+    return bytes
 end
 
 -- If the server evicted an index, what it held cannot be counted any more; start anew from nothing.
@@ -205,7 +214,11 @@ _USE = """
 go_on_when_full()
 settle()
 if #ARGV > 2 then
-    rank({unpack(ARGV, 3)})
+    local names = {}
+    for i = 3, #ARGV do
+        names[#names + 1] = ARGV[i]
+    end
+    rank(names)
 end
 return 0
 """
@@ -273,11 +286,7 @@ local checked = redis.call('HGET', account, 'evicted') == evicted and 1 or 0
 local bytes = total()
 if not (bytes and bytes >= 0) then
     -- Somebody spoilt it.
-    bytes = 0
-    for _, size in ipairs(redis.call('HVALS', sizes)) do
-        bytes = bytes + size
-    end
-    redis.call('HSET', account, 'bytes', exact(bytes))
+    bytes = recount()
 end
 return {more, checked, evicted, entries, bytes}
 """
@@ -285,9 +294,16 @@ return {more, checked, evicted, entries, bytes}
 _SCAN = """
 local page = redis.call('HSCAN', sizes, ARGV[3], 'COUNT', 500)
 local rows = {page[1]}
+local spoilt = false
 for i = 1, #page[2], 2 do
     local key, size = page[2][i], page[2][i + 1]
-    if redis.call('TYPE', data .. key)['ok'] ~= 'string' then
+    -- Names and sizes that no script of ours wrote go with what lies under them.
+    local ours = string.match(key, '^[%w._-]+$') and string.match(size, '^%d+$') and #size < 16
+    if not ours then
+        redis.call('HSET', sizes, key, 0)
+        spoilt = true
+    end
+    if not ours or redis.call('TYPE', data .. key)['ok'] ~= 'string' then
         drop(key)
     else
         local expires = redis.call('ZSCORE', lives, key)
@@ -297,6 +313,9 @@ for i = 1, #page[2], 2 do
             rows[#rows + 1] = expires and exact(expires - now) or ''
         end
     end
+end
+if spoilt then
+    recount()
 end
 return rows
 """

@@ -25,6 +25,7 @@ import threading
 import time
 from typing import (
     TYPE_CHECKING,
+    Any,
     AsyncIterator,
     Callable,
     Dict,
@@ -346,7 +347,7 @@ class RedisBackend(Backend):
         replies = await self._run(requests) if requests else []
         if refused is not None:
             raise refused
-        return sum(cast(int, reply) for reply in replies)
+        return sum(map(self._number, replies))
 
     async def add(self, key: str, value: bytes, *, ttl: Optional[float]) -> bool:
         """See :meth:`Backend.add`."""
@@ -356,7 +357,7 @@ class RedisBackend(Backend):
                 return False
             raise refused
         (reply,) = await self._run([self._set(key, value, ttl, only_if_absent=True)])
-        return cast(int, reply) >= 0
+        return self._number(reply) >= 0
 
     async def delete(self, key: str, *, version: Optional[Hashable] = None) -> bool:
         """See :meth:`Backend.delete`."""
@@ -385,13 +386,17 @@ class RedisBackend(Backend):
             room = _MOST_TURNOVER * (self._limit or math.inf)
             while True:
                 (reply,) = await self._run([self._call("scan", partition, cursor)])
-                cursor, *rows = cast("List[bytes]", reply)
+                cursor, *rows = self._list(reply, bytes)
                 before = len(seen)
                 for name, size, ttl in zip(rows[::3], rows[1::3], rows[2::3]):
+                    try:
+                        info = EntryInfo(name.decode("ascii"), int(size), float(ttl) if ttl else None)
+                    except (AttributeError, TypeError, ValueError):
+                        raise self._nonsense() from None
                     if name not in seen:
                         seen.add(name)
-                        room -= max(int(size), len(name))
-                        yield EntryInfo(name.decode(), int(size), float(ttl) if ttl else None)
+                        room -= max(info.size, len(name))
+                        yield info
                 if cursor == b"0":
                     break
                 if room < 0:
@@ -407,7 +412,7 @@ class RedisBackend(Backend):
             pending = [number for number in self._numbers() if number not in accounts]
             replies = await self._run([self._call("usage", n, checked.pop(n, b"")) for n in pending])
             for number, reply in zip(pending, replies):
-                more, is_checked, evicted, entries, total = cast("Tuple[int, int, bytes, int, int]", reply)
+                more, is_checked, evicted, entries, total = self._list(reply, int, int, bytes, int, int)[:5]
                 if not is_checked:
                     await self._check(number, patience)
                     checked[number] = evicted
@@ -422,9 +427,9 @@ class RedisBackend(Backend):
         pending, patience = self._numbers(), self._patience()
         while pending:
             replies = await self._run([self._call("clear", number) for number in pending])
-            steps = cast("List[Tuple[int, int]]", replies)
-            deleted += sum(count for count, _ in steps)
-            left = [number for number, (_, more) in zip(pending, steps) if more]
+            steps = [self._list(reply, int, int) for reply in replies]
+            deleted += sum(step[0] for step in steps)
+            left = [number for number, step in zip(pending, steps) if step[1]]
             patience.go_on(progress=len(left) < len(pending))
             pending = left
         return deleted
@@ -450,11 +455,32 @@ class RedisBackend(Backend):
 
         async def remaining() -> float:
             (reply,) = await self._run([self._request(self._layout.slots[partition], "PTTL", name)])
-            life = cast(int, reply)
+            life = self._number(reply)
             return timeout if life == -1 else max(0, life) / 1000
 
         if not await self._access().watch.wait(name, remaining, timeout):
             await super().wait(key, timeout=timeout)
+
+    def _number(self, reply: Reply) -> int:
+        """Return a reply that is a number.
+
+        :raises BackendUnavailableError: if it is something else.
+        """
+        if isinstance(reply, int):
+            return reply
+        raise self._nonsense()
+
+    def _list(self, reply: Reply, *kinds: type) -> List[Any]:
+        """Return a reply that is a list and begins with items of these kinds.
+
+        :raises BackendUnavailableError: if it is something else.
+        """
+        if isinstance(reply, list) and len(reply) >= len(kinds) and all(map(isinstance, reply, kinds)):
+            return reply
+        raise self._nonsense()
+
+    def _nonsense(self) -> BackendUnavailableError:
+        return BackendUnavailableError(f"Redis at {self._deployment} answers what Redis does not: check the address")
 
     def _numbers(self) -> Sequence[int]:
         return range(self._layout.partitions)
@@ -495,7 +521,7 @@ class RedisBackend(Backend):
         cursor = b"0"
         while True:
             (reply,) = await self._run([self._call("scan", partition, cursor)])
-            cursor = cast("List[bytes]", reply)[0]
+            cursor = self._list(reply, bytes)[0]
             if cursor == b"0":
                 return
             patience.go_on(progress=False)
@@ -559,7 +585,7 @@ class RedisBackend(Backend):
 
 def _entry(blob: Optional[bytes], now: Optional[float]) -> Optional[Entry]:
     """Return the entry that was read, unless it is damaged or expired; ``now`` is None by the server's own clock."""
-    if blob is None or len(blob) < HEADER_BYTES:
+    if not isinstance(blob, bytes) or len(blob) < HEADER_BYTES:
         return None
     if now is not None and now >= struct.unpack_from(">d", blob, VERSION_BYTES)[0]:
         return None

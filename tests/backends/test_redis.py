@@ -190,6 +190,14 @@ def test_reads_are_noted_in_a_short_list_and_count_before_anything_is_evicted(
         with_backend(backend(redis_server.url, namespace, 30), work)
 
 
+def test_any_number_of_uses_is_put_in_order_at_once(redis_server: Any, namespace: str) -> None:
+    async def work(store: RedisBackend) -> None:
+        await store.set("key", b"value", ttl=None)
+        assert await store._run([store._call("use", 0, *map(str, range(20_000)))]) == [0]
+
+    with_backend(backend(redis_server.url, namespace), work)
+
+
 def test_what_a_write_finds_noted_does_not_take_what_it_writes(redis_server: Any, namespace: str) -> None:
     async def work(store: RedisBackend) -> None:
         for verb in (store.set, store.add):

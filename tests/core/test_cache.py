@@ -249,6 +249,18 @@ def test_a_paid_answer_is_stored_though_its_only_caller_was_cancelled_meanwhile(
     run(test)
 
 
+def test_the_names_of_short_keys_that_are_remembered_are_bounded_too() -> None:
+    async def main() -> None:
+        async with open_cache("memory://") as cache:
+            most = 0
+            for number in range(40_000):
+                cache._vault.names(str(number))
+                most = max(most, len(cache._vault._names))
+            assert 10_000 < most < (8 << 20) / 256
+
+    asyncio.run(main())
+
+
 def test_bad_keys_and_lives_are_refused() -> None:
     async def test(cache: Cache[int], clock: ManualClock) -> None:
         with pytest.raises(InvalidKeyError):

@@ -84,6 +84,20 @@ def test_what_cannot_be_spelt_is_no_error_here() -> None:
     assert [spelling(part) for part in (object(), loop, IntEnum("Kind", "A").A)] == [None, None, None]  # type: ignore[attr-defined]
 
 
+def test_whatever_can_be_encoded_can_be_looked_at_for_being_plain() -> None:
+    key: Any = 0
+    deepest = 0
+    try:
+        while deepest < 10_000:
+            key = {"a": [key]}
+            encode_key(key)
+            assert is_plain(key)
+            deepest += 1
+    except InvalidKeyError:
+        pass
+    assert 50 < deepest < 10_000
+
+
 @given(parts)
 def test_an_encoding_is_no_prefix_of_another_so_that_keys_can_be_joined(part: Any) -> None:
     assert encode_key([part, part]) != encode_key([part]) + encode_key(part)

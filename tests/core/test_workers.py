@@ -72,6 +72,16 @@ def test_calls_one_after_another_need_one_thread() -> None:
     asyncio.run(main())
 
 
+def test_a_call_that_lets_an_iterator_end_does_not_leave_its_caller_waiting() -> None:
+    async def main() -> None:
+        workers = Workers(1, "ending")
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(workers.run(next, iter(())), _PATIENCE)
+        await workers.close()
+
+    asyncio.run(main())
+
+
 def test_an_error_reaches_the_caller_and_the_thread_goes_on() -> None:
     async def main() -> None:
         workers = Workers(1, "failing")

@@ -3,12 +3,16 @@
 import asyncio
 import socketserver
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
+from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
+from claude_force_backends._memcached_server import Server as Memcached
+from claude_force_backends._memcached_server import _Wire
 from claude_force_backends._redis_scripts import SCRIPTS
 from claude_force_cache import BackendUnavailableError, open_cache
 
@@ -158,6 +162,53 @@ def test_a_memcached_that_talks_without_end_is_cut_and_holds_no_thread(what: str
 
     with memcached_without_end(ENDLESS_MEMCACHED[what]) as url:
         asyncio.run(asyncio.wait_for(main(url), 60))
+
+
+ENDINGS: Dict[str, Tuple[bytes, Callable[[_Wire], object]]] = {
+    "a line": (b"x", _Wire.line),
+    "lines": (b"key=a\r\n", lambda wire: list(wire.lines_until(b"END"))),
+    "texts": (b"key=a\r\n", lambda wire: list(wire.texts_until(b"END"))),
+    "a value": (b"VALUE a 0 10000000\r\n", lambda wire: list(wire.values(1))),
+}
+
+
+class Trickling(socketserver.BaseRequestHandler):
+    """Says the same piece again and again, with less between two than anybody would call silence."""
+
+    server: Any
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.request.sendall(self.server.piece)
+                time.sleep(0.002)
+
+
+@pytest.mark.parametrize("what", ENDINGS)
+def test_what_trickles_from_a_memcached_is_cut_in_the_end(what: str) -> None:
+    piece, read = ENDINGS[what]
+    with Server(("127.0.0.1", 0), Trickling) as server:
+        server.piece = piece  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        wire = _Wire(server.server_address, 20)
+        wire.wait_for(20, 0.3)
+        with pytest.raises(MemcacheUnexpectedCloseError, match="does not end"):
+            read(wire)
+        wire.close()
+        server.shutdown()
+        thread.join()
+
+
+def test_a_memcached_that_answers_more_than_was_asked_is_not_listened_to() -> None:
+    endless = {b"get": lambda words: b"VALUE %s 0 1\r\nx\r\n" % words[1], **ENDLESS_MEMCACHED["facts of an item"]}
+    with memcached_without_end(endless) as url:
+        port = int(url.split(":")[2].split("?")[0])
+        server = Memcached("127.0.0.1", port, connect_timeout=20, timeout=20, patience=20, threads=1)
+        for verb in (lambda: server.read(["a"]), lambda: server.items("cfc:default:")):
+            with pytest.raises(BackendUnavailableError, match="what Memcached does not"):
+                verb()
+        server.close()
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 import asyncio
 import os
 import socket
+import socketserver
 import struct
 import threading
-from contextlib import contextmanager
-from typing import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Iterator, List
 
 import pytest
 
+from claude_force_backends._redis_scripts import SCRIPTS
 from claude_force_cache import MISSING, BackendUnavailableError, BytesCodec, open_cache
 
 REDIS = {
@@ -117,3 +119,80 @@ def test_it_costs_misses_and_raises_no_error_but_the_declared_one(scheme: str, r
 
     with server_that_says(reply) as where:
         asyncio.run(asyncio.wait_for(main(where), 30))
+
+
+SCRIPT_NAMES = {script.sha.encode(): name for name, script in SCRIPTS.items()}
+RECORD = b"cfc:{default}:partitions"
+RIGHT = {
+    "trim": b":0\r\n",
+    "PERSIST": b":0\r\n",
+    "RPUSH": b":1\r\n",
+    "usage": b"*5\r\n:0\r\n:1\r\n$1\r\n0\r\n:1\r\n:70\r\n",
+    "scan": b"*1\r\n$1\r\n0\r\n",
+    "clear": b"*2\r\n:1\r\n:0\r\n",
+}
+ODD = [
+    b"$-1\r\n",
+    b"-NOSCRIPT no\r\n",
+    b"*1\r\n:7\r\n",
+    b"*1\r\n-ERR no\r\n",
+    b"*1\r\n*17\r\n" + b"$1\r\na\r\n" * 17,
+    b"*5\r\n:0\r\n:0\r\n$1\r\n0\r\n$-1\r\n$-1\r\n",
+    b"*4\r\n$1\r\n0\r\n$2\r\n\xff\xfe\r\n$1\r\n1\r\n$0\r\n\r\n",
+    b"*4\r\n$1\r\n0\r\n*0\r\n:1\r\n*0\r\n",
+]
+
+
+class OddRedis(socketserver.StreamRequestHandler):
+    """Answers as Redis does, but for one verb or script."""
+
+    server: Any
+
+    def handle(self) -> None:
+        try:
+            while True:
+                length = int(self.rfile.readline()[1:])
+                parts = [self.rfile.read(int(self.rfile.readline()[1:]) + 2) for _ in range(length)]
+                self.wfile.write(self.answer([part[:-2] for part in parts]))
+        except (ValueError, OSError):
+            return
+
+    def answer(self, command: List[bytes]) -> bytes:
+        verb = SCRIPT_NAMES.get(command[1], "") if command[0] == b"EVALSHA" else command[0].decode()
+        if verb == self.server.odd_verb and command[1:2] != [RECORD]:
+            return self.server.odd_reply  # type: ignore[no-any-return]
+        if verb == "MGET":
+            partitions = command[1] == RECORD
+            return b"*%d\r\n" % (len(command) - 1) + (b"$1\r\n1\r\n" if partitions else b"$-1\r\n" * (len(command) - 1))
+        return RIGHT.get(verb, b":1\r\n" if verb in SCRIPTS else b"+OK\r\n")
+
+
+class OddServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+@pytest.mark.parametrize("verb", ["MGET", "RPUSH", "PERSIST", "set", "usage", "scan", "clear"])
+def test_a_redis_of_which_one_verb_is_odd_costs_misses_and_raises_no_error_but_the_declared_one(verb: str) -> None:
+    async def compute() -> bytes:
+        return b"answer"
+
+    async def main(port: int) -> None:
+        options = "socket_timeout=100ms&max_bytes=100000"
+        async with open_cache(f"redis://127.0.0.1:{port}?{options}", codec=BytesCodec(), tier_bytes=0) as cache:
+            assert await cache.get("key") is MISSING
+            assert (await cache.fetch("key", compute, tags=["tag"])).value == b"answer"
+            await cache.get_many(["one", "other"])
+            for call in (cache.usage, cache.verify, cache.clear, cache.ping, lambda: cache.invalidate("tag")):
+                with suppress(BackendUnavailableError):
+                    await call()
+
+    with OddServer(("127.0.0.1", 0), OddRedis) as server:
+        server.odd_verb = verb  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        for reply in ODD:
+            server.odd_reply = reply  # type: ignore[attr-defined]
+            asyncio.run(asyncio.wait_for(main(server.server_address[1]), 30))
+        server.shutdown()
+        thread.join()

@@ -1,7 +1,7 @@
 """Somebody puts another type of record where Redis has one of ours: it costs misses, and no program that starts."""
 
 import asyncio
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional
 
 import pytest
 import redis
@@ -115,3 +115,33 @@ def test_a_record_of_partitions_that_is_none_is_an_outage_that_says_what_to_dele
     asyncio.run(asyncio.wait_for(main(), 60))
     (line,) = [record for record in caplog.records if record.name == "claude_force_cache"]
     assert "delete it" in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (b"\xff\xfe", b"12"),
+        (b"a b", b"12"),
+        (b"0" * 64, b"abc"),
+        (b"0" * 64, b"-5"),
+        (b"0" * 64, b"9" * 30),
+        (None, b"abc"),
+    ],
+)
+def test_a_row_that_no_script_wrote_goes_with_a_listing(
+    redis_server: Any, namespace: str, name: Optional[bytes], size: bytes
+) -> None:
+    prefix = f"cfc:{{{namespace}:0}}:".encode()
+
+    async def main() -> None:
+        with redis.Redis.from_url(redis_server.url) as client:
+            async with opened(redis_server, namespace) as cache:
+                await cache.set("key", b"answer", tags=["tag"])
+                row = name or next(iter(client.hkeys(prefix + b"sizes")))
+                client.hset(prefix + b"sizes", row, size)
+                client.set(prefix + b"d:" + row, b"planted, and long enough")
+                assert (await cache.verify()).consistent
+                assert row not in client.hkeys(prefix + b"sizes")
+                await use(cache)
+
+    asyncio.run(main())
