@@ -62,12 +62,19 @@ class _Queue:
         _queues.add(self)
 
     def put(self, job: _Job) -> bool:
-        """Hand over a call; False if the queue is closed."""
+        """Hand over a call; False if the queue is closed.
+
+        :raises BackendUnavailableError: if there is no thread, and none can be started.
+        """
         with self._lock:
             if self._closed:
                 return False
             if self._unfinished >= len(self.threads) < self._most:  # none of them is free
-                self._start_thread()
+                try:
+                    self._start_thread()
+                except RuntimeError as error:  # the system has no more: those that are there have more to do
+                    if not self.threads:
+                        raise BackendUnavailableError(f"no thread for the cache: {error}") from error
             self._unfinished += 1
             self._jobs.put(job)
             return True
@@ -166,7 +173,8 @@ class Workers:
         """Return what ``function(*args)`` returns in a thread.
 
         :raises BackendClosedError: if the pool is closed.
-        :raises BackendUnavailableError: if this process was forked from the one that made the pool, or ends.
+        :raises BackendUnavailableError: if this process was forked from the one that made the pool, or ends, or can
+            start no thread.
         """
         if os.getpid() != self._queue.process:
             # Threads stay behind in a fork, and a call that is handed to them would never return.

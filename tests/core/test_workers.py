@@ -13,7 +13,7 @@ from typing import Callable, Iterator, List
 
 import pytest
 
-from claude_force_cache import BackendClosedError
+from claude_force_cache import BackendClosedError, BackendUnavailableError
 from claude_force_cache._threads import Workers
 
 _PATIENCE = 20.0
@@ -78,6 +78,29 @@ def test_a_call_that_lets_an_iterator_end_does_not_leave_its_caller_waiting() ->
         with pytest.raises(RuntimeError, match="StopIteration"):
             await asyncio.wait_for(workers.run(next, iter(())), _PATIENCE)
         await workers.close()
+
+    asyncio.run(main())
+
+
+def test_where_no_thread_can_be_started_those_that_are_there_do_all() -> None:
+    async def main() -> None:
+        with _held() as held:
+            workers, other = Workers(4, "few"), Workers(1, "none")
+            first = asyncio.ensure_future(workers.run(held))
+            await _until(lambda: _threads("few"))
+            usual = threading.stack_size(1 << 47)  # more than there are addresses
+            try:
+                second = asyncio.ensure_future(workers.run(int, "2"))
+                await asyncio.sleep(0)
+                with pytest.raises(BackendUnavailableError, match="no thread"):
+                    await other.run(int, "3")
+            finally:
+                threading.stack_size(usual)
+        await first
+        assert await second == 2
+        assert await other.run(int, "3") == 3
+        await workers.close()
+        await other.close()
 
     asyncio.run(main())
 
