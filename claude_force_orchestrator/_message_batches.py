@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import (
     Iterable,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -32,8 +32,9 @@ from typing import (
 
 from anyio import CapacityLimiter, to_thread
 
-from claude_force_cache import digest
+from claude_force_cache import CacheEntry, digest
 
+from ._answer import Answer
 from ._batch_state import BatchState, Job, Outstanding, Waiting
 from ._budget import Budget, Reservation, worst_case
 from ._calls import Reply, error_of
@@ -107,17 +108,22 @@ def request_id(request: Request) -> str:
     return digest(request.key).hex()
 
 
-class Premade(NamedTuple):
-    """What became of a request that an execution need not send any more.
+@dataclass
+class Premade:
+    """What became of a request that executions need not send any more.
 
     :param id: the ``custom_id``. An answer to what is no longer asked like that is not stored.
     :param reply: the reply, or the error to raise in its place.
     :param begun: when the request was sent, in seconds since 1970.
+    :param answer: what the reply says, from when an execution has paid for it on. It is paid for once.
+    :param key: the key that it is stored under, or the empty string.
     """
 
     id: str
     reply: Union[Reply, OrchestratorError]
     begun: float
+    answer: Optional[Answer] = None
+    key: str = ""
 
     def get(self) -> Reply:
         """Return the reply.
@@ -127,6 +133,12 @@ class Premade(NamedTuple):
         if isinstance(self.reply, OrchestratorError):
             raise self.reply
         return self.reply
+
+    def shared(self) -> Optional[CacheEntry[Answer]]:
+        """Return the answer for those who need not pay for it any more, or None if nobody has yet."""
+        if self.answer is None:
+            return None
+        return CacheEntry(self.answer, self.key, self.answer.created, None, 0.0, cached=True)
 
 
 class MessageBatches:
@@ -272,8 +284,10 @@ class MessageBatches:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "cache": "no-cache",
+            "use_memory": False,  # it was sent without, whatever was switched on meanwhile
         }
-        return await self._orchestrator._execute_pair((job.agent, job.task), model, options, None, premade)
+        pair = job.agent, job.task
+        return await self._orchestrator._execute_pair(pair, model, options, premade.shared(), premade)
 
     async def _send(self, *, whole: bool) -> None:
         """Create batches of what waits.
@@ -491,16 +505,12 @@ class MessageBatches:
                 final.append((waiting, outcome))
         if again:
             await self._do(lambda: self._state.again(again))
-        # All at once, so that they are stored together, and tasks that ask the same share one answer.
-        executions: List[Awaitable[AgentResult]] = []
-        numbers: List[Optional[int]] = []
-        for waiting, outcome in final:
-            premade = Premade(waiting.job.id, outcome, begun)
-            for number in waiting.numbers or (None,):
-                executions.append(self._execute(waiting.job, premade))
-                numbers.append(number)
-        for number, result in zip(numbers, await asyncio.gather(*executions)):
-            if number is not None:
+        # All at once, so that they are stored together. Of the tasks that ask the same one pays, for all.
+        jobs = [(waiting, Premade(waiting.job.id, outcome, begun)) for waiting, outcome in final]
+        paying = await asyncio.gather(*(self._execute(waiting.job, premade) for waiting, premade in jobs))
+        for (waiting, premade), first in zip(jobs, paying):
+            others = await asyncio.gather(*(self._execute(waiting.job, premade) for _ in waiting.numbers[1:]))
+            for number, result in zip(waiting.numbers, (first, *others)):
                 yield number, result
         if final:
             await self._do(lambda: self._state.done([waiting.job.id for waiting, _ in final]))

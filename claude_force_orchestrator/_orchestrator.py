@@ -458,7 +458,7 @@ class AsyncAgentOrchestrator:
             cache = None  # the agent has changed since: it is no answer to what is asked now
         execution.backend = None if cache is None else self._backend
         if found is not None:
-            execution.key = found.key
+            execution.key = found.key or None
             return await self._finish(execution, found.value, found)
         if use_memory is not False and self._memory.serves(execution.agent_name):
             execution.recalled = await self._recall(request, wanted, cache, mode)
@@ -496,6 +496,8 @@ class AsyncAgentOrchestrator:
             self._cache_failures.log(error)
             return await self._finish(execution, execution.paid or await ask(), None)
         execution.key = entry.key
+        if premade is not None:
+            premade.key = entry.key
         return await self._finish(execution, entry.value, entry if entry.cached else None)
 
     async def _recall(
@@ -558,7 +560,8 @@ class AsyncAgentOrchestrator:
         finally:
             self._calls.discard(ended)
             ended.set_result(None)
-        if execution.batch:
+        if premade is not None:
+            premade.answer = answer
             self._ledger.attempt()
         self._ledger.paid(answer, cost, self._prices.prompt_cache_saved(answer, batch=execution.batch))
         return answer

@@ -524,6 +524,46 @@ def test_an_agent_that_changed_meanwhile_keeps_its_answers_apart(
     assert entries <= 6
 
 
+def test_tasks_that_ask_the_same_pay_once_where_the_answer_is_not_stored(
+    ask: Any, batches: BatchesAPI, config: Path
+) -> None:
+    batches.ended.clear()
+
+    def edit_while_under_way() -> bool:
+        if batches.asked("GET", "msgbatch_1") > 0:
+            (config.parent / "agents" / "reviewer.md").write_text("You do something else now.\n")
+            batches.ended.set()
+        return False
+
+    found = ask(["x", "x", "x"], stop_when=edit_while_under_way)
+    assert outputs(found) == ["answer to x"] * 3
+    assert (ask.totals.calls, ask.totals.hits) == (1, 2)
+    assert ask.totals.usd_spent == sum(result.metadata.estimated_cost for result in found.values()) == 0.0001
+
+
+def test_what_was_sent_without_memory_stays_so_when_it_is_picked_up_with_one(
+    ask: Any, run: Any, batches: BatchesAPI, tmp_path: Path
+) -> None:
+    settings = {"base_url": batches.url, "cache": f"disk://{tmp_path}/cache"}
+
+    async def earlier(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_agent("code-reviewer", "earlier")
+
+    run(earlier, enable_memory=True, **settings)
+    batches.ended.clear()
+    assert ask(["x"], stop_when=lambda: batches.asked("GET", "msgbatch_1") > 0) == {}
+    batches.ended.set()
+    assert isinstance(ask(["x"], settings={"enable_memory": True})[0].error, InvalidTaskError)
+
+    async def look(it: AsyncAgentOrchestrator, **options: Any) -> bool:
+        return (await it.execute_agent("code-reviewer", "x", cache="only-if-cached", **options)).success  # type: ignore[no-any-return]
+
+    async def both(it: AsyncAgentOrchestrator) -> List[bool]:
+        return [await look(it), await look(it, use_memory=False)]
+
+    assert run(both, enable_memory=True, **settings) == [False, True]
+
+
 def test_two_processes_do_not_work_on_the_same_batches(ask: Any, state: Path) -> None:
     other = message_batches.BatchState(state)
     with pytest.raises(ConfigError, match="another process"):
