@@ -278,15 +278,17 @@ class _Batch:
         from ._lines import LineReader, LineWriter
 
         async with self.orchestrator, LineWriter(target) as writer:
-            if not keep and stat.S_ISREG(os.fstat(target).st_mode):
-                # Only now: settings that turn out wrong must not cost the results of the last run.
-                os.ftruncate(target, 0)
             self._lines = LineReader(source)
             if self.state_path is not None:
                 self._job = self.orchestrator.batches(self.state_path, **self.arguments)
             if self._stopped:
                 self.stop()
-            results = self._results(self._tasks(self._lines, writer, advance))
+
+            def begin() -> None:
+                if not keep and stat.S_ISREG(os.fstat(target).st_mode):
+                    os.ftruncate(target, 0)
+
+            results = self._results(self._tasks(self._lines, writer, advance, begin))
             try:
                 async for number, result in results:
                     await self._write_bad(number, writer, advance)
@@ -332,8 +334,10 @@ class _Batch:
             await results.aclose()
 
     async def _tasks(
-        self, lines: "LineReader", writer: "LineWriter", advance: Callable[[], None]
+        self, lines: "LineReader", writer: "LineWriter", advance: Callable[[], None], begin: Callable[[], None]
     ) -> AsyncGenerator[Tuple[str, str], None]:
+        # Only now: what turns out wrong before must not cost the results of the last run, or of one that still runs.
+        begin()
         async for index, text in lines:
             if index in self._written:
                 advance()

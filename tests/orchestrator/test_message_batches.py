@@ -664,6 +664,19 @@ def test_a_process_killed_while_a_batch_is_created_finds_it_again(
     assert batches.paid == {"a": 1, "b": 1}
 
 
+def test_a_command_that_cannot_work_on_the_batches_leaves_the_results_alone(command: Any, config: Path) -> None:
+    folder = config.parent.parent
+    (folder / "tasks.jsonl").write_text('"a"\n')
+    (folder / "results.jsonl").write_text("those of the other process\n")
+    state = message_batches.BatchState(folder / "results.jsonl.batches")
+    process = command("map", "code-reviewer", "tasks.jsonl", "--out", "results.jsonl", "--batch-api")
+    _, err = process.communicate(timeout=120)
+    state.close()
+    assert process.returncode == 2
+    assert "another process" in err.decode()
+    assert (folder / "results.jsonl").read_text() == "those of the other process\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
