@@ -271,6 +271,7 @@ def test_after_a_stop_what_is_under_way_is_finished_and_nothing_else_is_begun(ru
     async def ask(it: AsyncAgentOrchestrator) -> None:
         assert (await it.execute_agent("code-reviewer", "known")).success
         refused = asyncio.ensure_future(it.execute_agent("doc_writer", "refused", model="claude-sonnet-5"))
+        await api.arrived(2)  # before the others take all places
         tasks = [("code-reviewer", str(number)) for number in range(20)]
         batch = asyncio.ensure_future(it.execute_multiple(tasks))
         await api.arrived(5)
