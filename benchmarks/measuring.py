@@ -66,9 +66,21 @@ async def interleave(
     """Return the timings of ``rounds`` turns of ``operations`` operations for each contender.
 
     The turns go A B C, A B C, so that a slow minute of the machine is everybody's. A first round is not counted. The
-    garbage collector runs as it does in any program; each round begins with a collection, and with all threads in the
-    place where ``placement`` has them.
+    garbage collector runs as it does in any program, but does not look through what was there before: with so many
+    libraries that would be most of what it does. Each round begins with a collection, and with all threads in the place
+    where ``placement`` has them.
     """
+    gc.collect()
+    gc.freeze()
+    try:
+        return await _interleave(contenders, rounds, operations, placement)
+    finally:
+        gc.unfreeze()
+
+
+async def _interleave(
+    contenders: Sequence[Contender], rounds: int, operations: int, placement: Placement
+) -> Dict[str, Series]:
     series = {contender.name: Series() for contender in contenders}
     clock = time.perf_counter
     for number in range(rounds + 1):

@@ -34,7 +34,7 @@ _KEY = "no-key-needed"
 
 @case("batches", "A batch of new tasks")
 async def batches(bench: Bench) -> Section:
-    tasks = bench.pick(300, 1_000)
+    tasks = bench.pick(200, 1_000)
     ideal = tasks / _CONCURRENT * _LATENCY_MS / 1e3
     section = Section(
         about=(
@@ -83,7 +83,7 @@ async def _rounds(bench: Bench, tasks: int, placement: Placement) -> Dict[str, L
         with placement.servers():
             server = stack.enter_context(BusyAPI(latency_ms=_LATENCY_MS))
         with placement.client():
-            for number in range(bench.pick(2, 6) + 1):
+            for number in range(bench.pick(1, 4) + 1):
                 for name, taken in found.items():
                     placement.settle()
                     if name == _ALONE:

@@ -107,7 +107,7 @@ async def _measure(bench: Bench, store: str, entries: int) -> Dict[str, Any]:
                 for index in range(entries):
                     await cache.set(key(-1 - index), values[index % 64])
         # A store that makes room for many sets at once does so several times within these.
-        rounds, operations = bench.pick((10, max(20, entries // 66)), (50, max(20, entries // 200)))
+        rounds, operations = bench.pick((5, max(20, entries // 50)), (50, max(20, entries // 200)))
         evicted = full.stats().evictions
         series = await interleave(
             [_setter("room", room, values), _setter("full", full, values)], rounds=rounds, operations=operations

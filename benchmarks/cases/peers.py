@@ -88,7 +88,7 @@ async def peers(bench: Bench) -> Section:
             section.missing.append(reason)
             continue
         for placement in placements(alone=store == "memory"):
-            for size in _SIZES:
+            for size in bench.pick(("2 KB",), tuple(_SIZES)):
                 bench.say(f"  {store}, {size}, {placement.name}")
                 with bench.attempt(section, f"{store}, {size}, {placement.name}"):
                     await _measure(bench, section, store, size, placement)
