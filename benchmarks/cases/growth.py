@@ -36,7 +36,7 @@ _LINES = {
 Operation = Callable[[int], Awaitable[object]]
 
 
-@case("growth", "How cost grows", seconds=2400.0, alone=True)
+@case("growth", "How cost grows", seconds=3600.0, alone=True)
 async def growth(bench: Bench) -> Section:
     sizes = bench.pick((1_000, 10_000), (1_000, 10_000, 100_000, 1_000_000))
     section = Section(
