@@ -242,7 +242,7 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"file:{quote(str(self._path))}?mode=rw",
+            f"file://{quote(str(self._path))}?mode=rw",
             uri=True,
             timeout=self._busy_timeout,
             isolation_level=None,

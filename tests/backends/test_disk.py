@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import functools
 import os
@@ -39,6 +40,7 @@ from claude_force_cache import (
     ForeignStoreError,
     InvalidURLError,
     Usage,
+    open_cache,
 )
 from claude_force_cache.testing import BackendConformance, ManualClock
 
@@ -805,3 +807,12 @@ def test_a_database_of_somebody_else_stays_as_it_is_to_the_byte(folder: Path) ->
     with pytest.raises(ForeignStoreError, match="did not make"):
         make_disk(folder).open()
     assert database(folder).read_bytes() == before
+
+
+def test_a_path_that_begins_with_two_slashes_is_one_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_cache(f"disk:///{tmp_path}/folder", secrets="a secret of the tests") as cache:
+            assert await cache.set("key", "value")
+            assert await cache.get("key") == "value"
+
+    asyncio.run(main())
