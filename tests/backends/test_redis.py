@@ -400,7 +400,7 @@ def test_the_permissions_that_the_manual_names_suffice_and_are_all_needed(start_
             granted = [rule for rule in needed if rule != missing]
             admin.acl_setuser("agent", enabled=True, reset=True, passwords=["+pw"], keys=["cfc:*"])
             admin.execute_command("ACL", "SETUSER", "agent", *granted)
-            made = backend(f"redis://agent:pw@{server.host}:{server.port}", namespace, 130)
+            made = backend(f"redis://agent:pw@{server.host}:{server.port}/1", namespace, 130)
             if missing is None:
                 with_backend(made, work)
             else:
