@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from statistics import mode
 from types import FrameType
 from typing import Any, Awaitable, Callable, Dict, List, Mapping
 
@@ -110,17 +111,17 @@ async def _count(bench: Bench) -> Dict[str, int]:
             operations = await _operations(bench, stack)
             return {
                 # A hundred keys are many instructions, each of which is slow to count.
-                name: await _least(counter, operation, repeats=6 if "many" in name else 12)
+                name: await _usual(counter, operation, repeats=6 if "many" in name else 12)
                 for name, operation in operations.items()
             }
     finally:
         counter.stop()
 
 
-async def _least(counter: _Counter, operation: Operation, repeats: int) -> int:
-    """Return the least of several counts: what is done now and then, or only when a thread is late, is not in it."""
+async def _usual(counter: _Counter, operation: Operation, repeats: int) -> int:
+    """Return the most frequent of several counts: what is done now and then, or when a thread is late, is not in it."""
     counts = [await counter.of(operation, index) for index in range(2 * repeats)]
-    return min(counts[repeats:])  # the interpreter counts a function's first calls in part only
+    return mode(counts[repeats:])  # the interpreter counts a function's first calls in part only
 
 
 async def _operations(bench: Bench, stack: AsyncExitStack) -> Dict[str, Operation]:
