@@ -40,8 +40,9 @@ BUDGETS = Path(__file__).with_name("budgets.json")
 
 _LENGTH = 2_000
 _REST_SECONDS = 0.002
-_LET_PASS = 1.001
-"""A timer that starts is in the count of a hundred keys where the machine is so slow that each time one does."""
+_LET_PASS = 1.01
+"""A count may be above its budget by a hundredth: it has timers that start on a slow machine, and what differs between
+two machines with one version of Python."""
 _KEYS = 100
 
 Operation = Callable[[int], Awaitable[object]]
