@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
-from claude_force_backends._memcached_server import Server, _Wire
+from claude_force_backends._memcached_server import Server, _Bytes, _Wire
 from claude_force_backends.redis import _entry
 from claude_force_cache import (
     BackendUnavailableError,
@@ -441,9 +441,7 @@ def _memcached(data: bytes) -> None:
         with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            wire = _Given.__new__(_Given)
-            wire._socket, wire._reader = ours, io.BufferedReader(ours.makefile("rb", 0))
-            wire._seconds, wire._end = 1.0, 0.0
+            wire = _Given(ours)
             server._wires.append(wire)
             try:
                 verb(server)
@@ -456,6 +454,11 @@ def _memcached(data: bytes) -> None:
 
 class _Given(_Wire):
     """A connection that has everything already, before it is asked."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._socket = ours
+        self._bytes = _Bytes(ours)
+        self._reader = io.BufferedReader(self._bytes)
 
     def is_quiet(self) -> bool:
         return True
