@@ -40,9 +40,8 @@ BUDGETS = Path(__file__).with_name("budgets.json")
 
 _LENGTH = 2_000
 _REST_SECONDS = 0.002
-_LET_PASS = 1.01
-"""A count may be above its budget by a hundredth: it has timers that start on a slow machine, and a part of the budgets
-was written from the least of several counts."""
+_LET_PASS = 1.003
+"""Timers that start are in the count of a hundred keys, where the machine is so slow that each time some do."""
 _KEYS = 100
 
 Operation = Callable[[int], Awaitable[object]]
