@@ -298,7 +298,7 @@ class RedisBackend(Backend):
                     found[name] = entry
                 elif blob is not None:
                     dead.append(name)
-            if dead:
+            if dead and not _takes_no_writes(noted):
                 data = [self._layout.data(partition, name) for name in dead]
                 over.append(self._call("sweep", partition, *dead, data=data))
             over += self._order(partition, names, noted)
@@ -312,7 +312,7 @@ class RedisBackend(Backend):
         self, partition: int, names: Sequence[str], got: Outcome, noted: Outcome
     ) -> Sequence[Optional[bytes]]:
         """Return what was read of a partition."""
-        if isinstance(got, list) and (isinstance(noted, int) or _is_full(noted)):
+        if isinstance(got, list) and (isinstance(noted, int) or _is_full(noted) or _takes_no_writes(noted)):
             return got
         for outcome in (got, noted):
             failure = self._router().failure(outcome)
@@ -597,6 +597,11 @@ def _is_full(outcome: Outcome) -> bool:
     from redis.exceptions import OutOfMemoryError
 
     return isinstance(outcome, OutOfMemoryError)
+
+
+def _takes_no_writes(outcome: Outcome) -> bool:
+    """Return whether a server refuses to write by any means, and reads: it cannot save, or has too few replicas."""
+    return isinstance(outcome, Exception) and str(outcome).startswith(("MISCONF", "NOREPLICAS"))
 
 
 def _optional(number: Optional[float]) -> str:

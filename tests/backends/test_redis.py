@@ -520,6 +520,42 @@ def test_a_full_server_refuses_writes_and_keeps_the_account(start_server: Any, n
     with_backend(backend(server.url, namespace), work)
 
 
+@pytest.mark.parametrize("why", ["NOREPLICAS", "MISCONF"])
+def test_a_server_that_takes_no_writes_is_read(start_server: Any, namespace: str, why: str) -> None:
+    server = start_server("redis", "--dbfilename", "taken")
+
+    async def work(store: RedisBackend) -> None:
+        await store.set("kept", b"value", ttl=3600)
+        await store.set("damaged", b"value", ttl=3600)
+        with redis.Redis(host=server.host, port=server.port) as client:
+            client.set(f"cfc:{{{namespace}:0}}:d:damaged", b"x", keepttl=True)
+            if why == "NOREPLICAS":
+                client.config_set("min-replicas-to-write", 1)
+            else:
+                # A folder is where the snapshot has to go: not even root can put it there.
+                (server.folder / "taken").mkdir()
+                client.config_set("save", "3600 1")
+                client.bgsave()
+
+                async def failed() -> bool:
+                    return bool(client.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+                await until(failed)
+            with pytest.raises(BackendUnavailableError, match=why):
+                await store.set("new", b"value", ttl=3600)
+            entry = await store.get("kept")
+            assert entry is not None
+            assert entry.value == b"value"
+            assert sorted(await store.get_many(["kept", "damaged", "absent"])) == ["kept"]
+            client.config_set("min-replicas-to-write", 0)
+            client.config_set("save", "")
+        assert await store.get("damaged") is None
+        assert await account(store) == [1, len("kept") + len("value")]
+        assert await store.set("new", b"value", ttl=3600) == 0
+
+    with_backend(backend(server.url, namespace), work)
+
+
 def test_no_reply_goes_to_the_wrong_caller_after_a_cancellation(redis_server: Any, namespace: str) -> None:
     rng = random.Random(7)
 

@@ -35,6 +35,7 @@ def of_redis(url: str) -> Iterator[bytes]:
         b"zset": lambda client, key: client.zrange(key, 0, -1),
         b"set": lambda client, key: client.smembers(key),
         b"list": lambda client, key: client.lrange(key, 0, -1),
+        b"stream": lambda client, key: [repr(client.xrange(key)).encode()],
     }
     with redis.Redis.from_url(url) as client:
         for key in client.scan_iter():
