@@ -96,13 +96,17 @@ class _Project:
         begin = time.perf_counter()
         with (self._folder / "said").open("w+", encoding="utf-8") as said:
             process = subprocess.Popen(command, cwd=self._folder, env=self._environment, stderr=said)
-            while until is not None and lines.look() < until:
-                if process.poll() is not None:
-                    raise RuntimeError(f"the batch ended before it was interrupted: {said.name}")
-                time.sleep(0.05)
-            if until is not None:
-                process.send_signal(signal.SIGINT)
-            _, status, usage = os.wait4(process.pid, 0)
+            try:
+                while until is not None and lines.look() < until:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"the batch ended before it was interrupted: {said.name}")
+                    time.sleep(0.05)
+                if until is not None:
+                    process.send_signal(signal.SIGINT)
+                _, status, usage = os.wait4(process.pid, 0)
+            except KeyboardInterrupt:
+                process.kill()
+                raise
             process.returncode = os.WEXITSTATUS(status)
             seconds = time.perf_counter() - begin
             said.seek(0)

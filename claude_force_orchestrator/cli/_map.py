@@ -436,6 +436,8 @@ def opened(tasks: str, out: str, *, resume: bool = False) -> "Iterator[Tuple[int
             target = _open(out, (os.O_RDWR if resume else os.O_WRONLY) | os.O_CREAT, "write")
             if resume and not stat.S_ISREG(os.fstat(target).st_mode):
                 raise CommandError(f"--resume cannot read {out!r} back, which is no file: give the path of a file")
+            if not _alone(target):
+                raise CommandError(f"another process writes its results to {out!r}: wait for it, or give another name")
         try:
             yield source, target
         except BrokenPipeError:
@@ -450,6 +452,24 @@ def opened(tasks: str, out: str, *, resume: bool = False) -> "Iterator[Tuple[int
             os.close(source)
         if out != "-" and target >= 0:
             os.close(target)
+
+
+def _alone(target: int) -> bool:
+    """Return False if another process writes to this file, and keep others away while it is open.
+
+    Where files cannot be locked, on Windows and on some network file systems, it is True.
+    """
+    if sys.platform == "win32" or not stat.S_ISREG(os.fstat(target).st_mode):
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _open(path: str, flags: int, verb: str) -> int:

@@ -217,6 +217,26 @@ def test_an_interruption_loses_no_call_and_resume_goes_on(
         assert slow.requests() == 120
 
 
+def test_two_at_once_do_not_write_to_one_file(cli: Any, project: Path, llmock_python: str) -> None:
+    write_tasks(project, *(f"Review f{number}()." for number in range(20)))
+    results = project / "results.jsonl"
+    command = ("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl")
+    with StandIn(latency_ms=2000, python=llmock_python) as slow:
+        cli.environment["ANTHROPIC_BASE_URL"] = slow.base_url
+        process = cli.start(*command, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not results.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for options in ([], ["--resume"]):
+            refused = cli(*command, *options)
+            assert refused.code == 2
+            assert "another process writes its results to 'results.jsonl'" in refused.err
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert len(results.read_bytes().splitlines()) == slow.requests()
+
+
 def test_resume_asks_only_what_is_not_there(cli: Any, api: Any, project: Path) -> None:
     write_tasks(project, "Review a().", b"no task", "Review b().", "", "Review c().")
     command = ("map", "reviewer", "tasks.jsonl", "--out", "results.jsonl", "--no-store", "--resume")
