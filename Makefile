@@ -6,6 +6,9 @@ SHELL := bash
 BIN := .venv/bin
 export CACHE
 
+# The tests start hundreds of processes, and each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two workers, a file to each at a time: every worker starts its own servers, and modules share fixtures.
 WORKERS ?= 2
 PYTEST := -n $(WORKERS) --dist loadfile
