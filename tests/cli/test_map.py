@@ -350,9 +350,9 @@ class _FallsSilentHandler(BaseHTTPRequestHandler):
 
 
 def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) -> None:
-    """It takes answers until there are so many: a limit starts low, and each answer raises it."""
-    write_tasks(project, *(f"Review f{number}()." for number in range(1000)))
-    with _FallsSilent(answers=600) as server:
+    """It takes answers until there are so many: a limit starts low, and an answer raises it if another call waits."""
+    write_tasks(project, *(f"Review f{number}()." for number in range(1200)))
+    with _FallsSilent(answers=800) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         cli.environment["ANTHROPIC_BASE_URL"] = f"http://127.0.0.1:{server.server_address[1]}"
