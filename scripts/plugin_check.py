@@ -11,7 +11,6 @@ docs/how-to/write-a-backend.md they have to pass.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -156,7 +155,7 @@ def check_types(python: Path, home: Path) -> None:
 
 
 def mypy(python: Path, folder: Path) -> None:
-    command = (sys.executable, "-m", "mypy", "--no-incremental", "--cache-dir", os.devnull)
+    command = (sys.executable, "-m", "mypy", "--cache-dir", folder.parent / "mypy-cache")
     run(*command, "--python-executable", python, cwd=folder)
 
 

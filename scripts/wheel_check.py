@@ -114,11 +114,12 @@ def check_extra(extra: str, wheel: Path, wheels: Path, folder: Path) -> str:
     began = time.perf_counter()
     home = folder / extra
     # Linked, not copied: a copy that one thread writes while another forks is "busy", and does not start.
-    venv.create(home / "venv", symlinks=True, with_pip=True)
+    venv.create(home / "venv", symlinks=True)
     python = home / "venv" / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python)
     target = str(wheel) if extra == "base" else f"{wheel}[{extra}]"
-    run(python, "-m", "pip", "install", "-qq", "--no-index", "--find-links", wheels, target, cwd=home)
-    run(python, "-m", "pip", "check", cwd=home)
+    run(*pip, "install", "-qq", "--no-index", "--find-links", wheels, target, cwd=home)
+    run(*pip, "check", cwd=home)
     # Isolated mode keeps the source tree and the user's site out of sight.
     said = run(python, "-I", ROOT / "scripts" / "smoke.py", extra, cwd=home)
     (home / "consumer.py").write_text(CONSUMER, encoding="utf-8")
