@@ -217,7 +217,9 @@ def test_long_lives_are_not_taken_for_dates(memcached_server: Any, namespace: st
         (info,) = store.scan()
         assert info.ttl is not None
         expected = min(days * _DAY, store.capabilities.max_ttl or 0)
-        assert expected - 2 <= info.ttl <= expected + store.capabilities.ttl_resolution
+        # Beyond 30 days the server is told a date, and its clock does not follow when ours is set.
+        apart = 60 if days > 30 else 0
+        assert expected - 2 - apart <= info.ttl <= expected + store.capabilities.ttl_resolution + apart
 
 
 def test_clearing_touches_no_foreign_item(memcached_server: Any, namespace: str) -> None:

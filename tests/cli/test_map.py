@@ -299,35 +299,37 @@ def test_a_set_of_line_numbers(numbers: Set[int], other: int) -> None:
     assert (other in indices) == (other in numbers)
 
 
-class _FallsSilent(ThreadingHTTPServer):
-    """A Messages API that answers so many requests and then no more, while it counts those that wait."""
+class _KeepsWaiting(ThreadingHTTPServer):
+    """A Messages API that answers when it is told to, all that wait at once."""
 
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, answers: int) -> None:
-        super().__init__(("127.0.0.1", 0), _FallsSilentHandler)
-        self.answers = answers
-        self.waiting = 0
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _KeepsWaitingHandler)
         self.lock = threading.Lock()
-        self.ended = threading.Event()
+        self.waiting = 0
+        self.latest = time.monotonic()
+        self.gate = threading.Event()
+
+    def answer(self) -> None:
+        with self.lock:
+            self.waiting = 0
+            self.gate.set()
+            self.gate = threading.Event()
 
 
-class _FallsSilentHandler(BaseHTTPRequestHandler):
+class _KeepsWaitingHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _FallsSilent
+    server: _KeepsWaiting
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         with self.server.lock:
-            self.server.answers -= 1
-            silent = self.server.answers < 0
-            self.server.waiting += silent
-        if silent:
-            self.server.ended.wait(120)
-            self.close_connection = True
-            return
-        time.sleep(0.2)  # so that calls wait for each other: a limit rises only while they do
+            self.server.waiting += 1
+            self.server.latest = time.monotonic()
+            gate = self.server.gate
+        gate.wait(120)
         body = json.dumps(
             {
                 "id": "msg_1",
@@ -339,20 +341,23 @@ class _FallsSilentHandler(BaseHTTPRequestHandler):
                 "usage": {"input_tokens": 1, "output_tokens": 1},
             }
         ).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:  # nobody waits for it any more
+            self.close_connection = True
 
     def log_message(self, *arguments: Any) -> None:
         pass
 
 
 def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) -> None:
-    """It takes answers until there are so many: a limit starts low, and an answer raises it if another call waits."""
-    write_tasks(project, *(f"Review f{number}()." for number in range(1200)))
-    with _FallsSilent(answers=800) as server:
+    """A limit starts low, and an answer raises it while another call waits: all are answered when no more come."""
+    write_tasks(project, *(f"Review f{number}()." for number in range(1000)))
+    with _KeepsWaiting() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         cli.environment["ANTHROPIC_BASE_URL"] = f"http://127.0.0.1:{server.server_address[1]}"
@@ -362,6 +367,8 @@ def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) ->
             deadline = time.monotonic() + 100
             while server.waiting < 300 and time.monotonic() < deadline:
                 time.sleep(0.01)
+                if 0 < server.waiting < 300 and time.monotonic() > server.latest + 0.5:
+                    server.answer()
             time.sleep(1)  # for those that there may not be
             assert server.waiting == 300
             # The first one would wait for all of them.
@@ -374,7 +381,7 @@ def test_as_many_calls_are_under_way_as_were_allowed(cli: Any, project: Path) ->
         finally:
             process.kill()
             process.communicate()
-            server.ended.set()
+            server.answer()
             server.shutdown()
             thread.join()
 
