@@ -58,7 +58,7 @@ from ._errors import EntryTooLargeError
 
 __all__ = ["Backend", "Clock", "Entry", "EntryInfo", "SyncBackend", "Usage"]
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.015
 
 Clock = Callable[[], float]
 """A function that returns the time in seconds since the epoch; ``time.time`` is one."""
@@ -259,7 +259,7 @@ class Backend(ABC):
         The core waits so for another process that is making an answer. It looks by itself when this returns,
         so it may return at any time and without a reason, and a deletion that goes unnoticed costs only time.
         Override it where the store can tell of deletions, and look whether the entry is still there after the
-        store was asked to tell; this one returns after at most 20 milliseconds, and asks the store nothing.
+        store was asked to tell; this one returns after at most 15 milliseconds, and asks the store nothing.
         May be cancelled at any time. A store that does not answer is no error here.
         """
         await asyncio.sleep(min(timeout, _POLL_SECONDS))

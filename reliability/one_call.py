@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -79,7 +80,7 @@ class Workers:
 
     def ask(self, key: str, seconds: float, *, kill: bool = False) -> Round:
         """Let all ask for ``key``, whose making takes ``seconds``; kill the first one that makes it, if so wished."""
-        begin = time.time() + _AHEAD
+        begin = time.monotonic() + _AHEAD
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps([key, seconds, begin]) + "\n")
@@ -147,17 +148,20 @@ async def _work(url: str, tasks: int, calls: int, library: str) -> None:
     """Ask as told on standard input until it ends."""
     loop = asyncio.get_running_loop()
     async with {"ours": _ours, **PEERS}[library](url, tasks) as ask:
+        # Processes that do the same would look through all that they imported in the same round.
+        gc.collect()
+        gc.freeze()
         print("ready", flush=True)
         while True:
             line = await loop.run_in_executor(None, sys.stdin.readline)
             if not line:
                 return
             key, seconds, begin = json.loads(line)
-            await asyncio.sleep(max(0.0, begin - time.time()))
+            await asyncio.sleep(max(0.0, begin - time.monotonic()))
             before = time.process_time()
             values = await ask(key, lambda key=key: os.write(calls, f"{key} {os.getpid()}\n".encode()), seconds)
             wrong = sum(value != value_of(key) for value in values)
-            told = {"seconds": time.time() - begin, "wrong": wrong, "busy": time.process_time() - before}
+            told = {"seconds": time.monotonic() - begin, "wrong": wrong, "busy": time.process_time() - before}
             print(json.dumps(told), flush=True)
 
 
