@@ -229,3 +229,59 @@ def test_a_program_may_end_without_closing_its_cache(
             await cache.clear()
 
     asyncio.run(after())
+
+
+def test_a_fork_harms_no_connection_of_the_parent(shared_url: str, namespace: str) -> None:
+    program = """
+import asyncio, os, sys
+from claude_force_cache import open_cache
+
+cache = open_cache(sys.argv[1], namespace=sys.argv[2], secrets="a secret of the tests", tier_bytes=0, timeout=5)
+
+async def right(numbers):
+    for number in numbers:
+        assert await cache.get(number) == f"value {number}", number
+
+async def child(numbers):
+    # Either it works or it is a miss; what it gets is its own.
+    for number in numbers:
+        async def compute():
+            return f"value {number}"
+        assert await cache.get_or_compute(number, compute) == f"value {number}"
+
+async def main():
+    for number in range(20):
+        await cache.set(number, f"value {number}")
+    children = []
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            return list(range(20))
+        children.append(pid)
+    for _ in range(20):
+        await right(range(20))
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
+    await right(range(20))
+    assert cache.stats().errors == 0
+    await cache.clear()
+    await cache.close()
+
+def forked(numbers):
+    code = 1
+    try:
+        asyncio.run(child(numbers))
+        code = 0
+    finally:
+        os._exit(code)
+
+loop = asyncio.new_event_loop()
+numbers = loop.run_until_complete(main())
+if numbers:
+    asyncio.set_event_loop(None)
+    forked(numbers)
+loop.close()
+"""
+    arguments = [sys.executable, "-W", "ignore", "-c", program, shared_url, namespace]
+    done = subprocess.run(arguments, timeout=120, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
