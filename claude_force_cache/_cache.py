@@ -624,19 +624,17 @@ class Cache(Generic[V]):
         invalidations = self._invalidations
         found: Optional[Epochs] = {}
         entry: Optional[CacheEntry[V]] = None
-        async with AsyncExitStack() as held:
+        turn: _Turn[V] = _Turn()
+        try:
             if not looks:
                 self._vault.parts.overlook(names)
             else:
-                turn: _Turn[V] = _Turn()
                 entry, found = await self._read(names, work.tags, demand)
                 if found is not None and self._leases is not None and not self._serves(entry, demand):
                     turn.entry, turn.found = entry, found
-                    try:
-                        await self._take_turn(turn, self._leases, names, work, demand)
-                    finally:
-                        if turn.lease is not None:
-                            await held.enter_async_context(turn.lease)
+                    await self._take_turn(turn, self._leases, names, work, demand)
+                    if turn.lease is not None:
+                        turn.lease.keep()
                     entry, found = turn.entry, turn.found
             if entry is None or not self._serves(entry, demand):
                 entry = await self._make(
@@ -645,6 +643,9 @@ class Cache(Generic[V]):
             elif entry.stale:
                 again = demand._replace(stale_if_error=0.0)
                 self._flight.start(f"refresh {names[0]}", lambda other: self._refresh(other, names, work, again))
+        finally:
+            if turn.lease is not None:
+                await turn.lease.end()
         return entry, self._shared(entry.value) if flight.depart() > 1 else None
 
     async def _take_turn(
@@ -752,12 +753,15 @@ class Cache(Generic[V]):
             lease = await self._leases.take(names[0])
         except _NO_LEASE:
             return await self._work(flight, names, work, demand, looks=False)
-        async with AsyncExitStack() as held:
-            if isinstance(lease, Lease):
-                await held.enter_async_context(lease)
+        if isinstance(lease, Lease):
+            lease.keep()
+        try:
             entry, _ = await self._read(names, (), demand)
             if entry is None or (isinstance(lease, Lease) and entry.stale):
                 return await self._work(flight, names, work, demand, looks=False)
+        finally:
+            if isinstance(lease, Lease):
+                await lease.end()
         return entry, self._shared(entry.value) if flight.depart() > 1 else None
 
     async def _after_error(

@@ -18,8 +18,7 @@ import hmac
 import os
 import struct
 import time
-from types import TracebackType
-from typing import Awaitable, Callable, NamedTuple, Optional, Set, Type, TypeVar, Union
+from typing import Awaitable, Callable, NamedTuple, Optional, Set, TypeVar, Union
 
 from ._backend import Backend, Clock
 from ._errors import BackendClosedError, BackendUnavailableError, EntryTooLargeError
@@ -49,7 +48,7 @@ _NOBODYS = Held(b"", b"", 0.0)
 
 
 class Lease:
-    """The right to make one value, from when it was taken. ``async with`` renews it meanwhile and gives it back."""
+    """The right to make one value, from when it was taken until :meth:`end`."""
 
     def __init__(self, leases: Leases, name: str) -> None:
         self.name = name
@@ -57,16 +56,12 @@ class Lease:
         self._leases = leases
         self._renewal: Optional[asyncio.Future[None]] = None
 
-    async def __aenter__(self) -> Lease:
+    def keep(self) -> None:
+        """Renew it until it ends."""
         self._renewal = asyncio.ensure_future(self._leases.keep(self))
-        return self
 
-    async def __aexit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    async def end(self) -> None:
+        """Renew it no more, and give it back."""
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.wait([self._renewal])

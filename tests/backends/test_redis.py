@@ -502,6 +502,9 @@ def test_a_full_server_refuses_writes_and_keeps_the_account(start_server: Any, n
         stored = outcomes.count(0)
         assert stored > 10
         assert await account(store) == [stored, stored * 20_005]
+        with redis.Redis(host=server.host, port=server.port) as client:
+            # What its connections needed is free again, which would be room for another entry.
+            client.config_set("maxmemory", "1mb")
         for length in (1, 20_000):
             with pytest.raises(BackendUnavailableError, match="maxmemory"):
                 await store.add("new", bytes(length), ttl=None)
