@@ -204,8 +204,8 @@ def test_a_lease_is_given_back_only_by_its_owner(disk_url: str, namespace: str) 
         await first._backend.delete(lost.name)
         held = await second._leases.take(stored)
         assert isinstance(held, Lease)
-        async with lost:
-            pass
+        lost.keep()
+        await lost.end()
         await lost.release()
         entry = await first._backend.get(held.name)
         assert entry is not None
