@@ -105,6 +105,8 @@ def test_a_verb_that_swallows_a_cancellation_is_cancelled_again() -> None:
     assert asyncio.run(scenario()) == 2
 
 
+# Before 3.11 nothing tells two cancellations of one turn apart, and ours hides the other: the guard says so, and
+# docs/explanation/reliability.md names it as not kept.
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not count how often it was cancelled")
 def test_a_caller_that_is_cancelled_together_with_its_deadline_is_cancelled() -> None:
     async def scenario() -> None:

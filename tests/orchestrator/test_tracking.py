@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 import sqlite3
 import subprocess
@@ -508,7 +507,6 @@ def test_a_process_that_is_killed_loses_nothing_that_was_written(tmp_path: Path)
     assert _numbers(path) == list(range(100))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_process_records_its_own_executions_and_none_of_its_parents(tmp_path: Path, python: Any) -> None:
     script = """
         import os, sys
