@@ -55,6 +55,7 @@ MAX_LENGTH = 1 << 28
 
 _FORMAT = b"\xcf\x02"
 _PLAIN, _ZSTD, _ELSEWHERE = 0, 1, 2
+_STAND_IN = _FORMAT + bytes([_ELSEWHERE])
 _HEADER = struct.Struct(">2sB8sQQQIH12s")
 _COMPRESS_FROM = 512
 _contexts = threading.local()
@@ -82,16 +83,6 @@ class Opened(NamedTuple):
     labels: bytes
 
 
-class _Contents(NamedTuple):
-    """The fields of an entry that are not the same in each. Dates as in :class:`Life`, in milliseconds."""
-
-    coding: int
-    dates: Tuple[int, int, int]
-    length: int
-    labels: int
-    payload: bytes
-
-
 def key_id_of(sealed: bytes) -> Optional[bytes]:
     """Return the id of the key that an entry says it was sealed with, or None if it is no sealed entry."""
     if len(sealed) < _HEADER.size or not sealed.startswith(_FORMAT):
@@ -106,7 +97,7 @@ def declared_length(sealed: bytes) -> int:
 
 def is_stand_in(sealed: bytes) -> bool:
     """Return whether an entry says that its value lies elsewhere; not verified."""
-    return sealed[2:3] == bytes([_ELSEWHERE]) and sealed.startswith(_FORMAT)
+    return sealed[:3] == _STAND_IN
 
 
 class Sealer:
@@ -117,7 +108,9 @@ class Sealer:
         self._seal_key = keys.seal
         self._encrypt = algorithm == AES
         self._tag_length = 16 if self._encrypt else 32
+        self._least = _HEADER.size + self._tag_length
         self._context = encode_key([algorithm, namespace, tenant, schema])
+        self._bound = hmac.new(keys.seal, self._context, "sha256")  # copied for each entry, and so never made again
         self._compress = compress
 
     def seal(self, key: str, value: bytes, life: Life, labels: bytes = b"") -> bytes:
@@ -136,71 +129,74 @@ class Sealer:
             if len(compressed) < len(whole):
                 coding, payload = _ZSTD, compressed
         dates = (int(life.created_at * 1000), _milliseconds(life.expires_at), _milliseconds(life.kept_until))
-        return self._lock(key, _Contents(coding, dates, len(whole), len(labels), payload))
+        return self._lock(key, coding, dates, (len(whole), len(labels)), payload)
 
     def seal_stand_in(self, key: str, sealed: bytes, payload: bytes) -> bytes:
         """Return an entry for ``key`` with the life of ``sealed``, which this sealer sealed for the same key."""
         dates = _HEADER.unpack_from(sealed)[3:6]
-        return self._lock(key, _Contents(_ELSEWHERE, dates, len(payload), 0, payload))
+        return self._lock(key, _ELSEWHERE, dates, (len(payload), 0), payload)
 
     def open_stand_in(self, key: str, sealed: bytes) -> bytes:
         """Return the payload of a stand-in.
 
         :raises CorruptEntryError: as :meth:`open`, and if it is an entry with a value.
         """
-        contents = self._unlock(key, sealed)
-        if contents.coding != _ELSEWHERE:
+        payload = self._unlock(key, sealed)
+        if not is_stand_in(sealed):
             raise CorruptEntryError("not a stand-in")
-        return contents.payload
+        return payload
 
     def open(self, key: str, sealed: bytes) -> Opened:
         """Return what was sealed for ``key``.
 
         :raises CorruptEntryError: if it is anything else than the whole, unaltered entry sealed for this key.
         """
-        contents = self._unlock(key, sealed)
-        created, expires, kept = contents.dates
-        whole, labels = _expand(contents.coding, contents.payload, contents.length), contents.labels
+        whole = self._unlock(key, sealed)
+        _, coding, _, created, expires, kept, length, labels, _ = _HEADER.unpack_from(sealed)
+        if coding != _PLAIN or len(whole) != length:
+            whole = _expand(coding, whole, length)
         return Opened(
             whole[labels:] if labels else whole,
             created / 1000,
             expires / 1000 if expires else None,
             kept / 1000 if kept else None,
-            whole[:labels],
+            whole[:labels] if labels else b"",
         )
 
-    def _lock(self, key: str, contents: _Contents) -> bytes:
-        coding, dates, length, labels, payload = contents
+    def _lock(
+        self, key: str, coding: int, dates: Tuple[int, int, int], lengths: Tuple[int, int], payload: bytes
+    ) -> bytes:
+        """Return an entry with its tag. The lengths are those of the payload before compression, and of its labels."""
         nonce = os.urandom(12)
-        header = _HEADER.pack(_FORMAT, coding, self.key_id, *dates, length, labels, nonce)
-        bound = self._bound(key)
+        header = _HEADER.pack(_FORMAT, coding, self.key_id, *dates, *lengths, nonce)
         if self._encrypt:
+            bound = self._context + encode_text(key)
             return header + self._cipher(bound).encrypt(nonce, payload, bound + header)
-        return b"".join((header, payload, hmac.digest(self._seal_key, b"".join((bound, header, payload)), "sha256")))
+        body = header + payload
+        return body + self._tag(key, body)
 
-    def _unlock(self, key: str, sealed: bytes) -> _Contents:
-        """Return what is in an entry whose tag is right."""
-        if len(sealed) < _HEADER.size + self._tag_length:
+    def _unlock(self, key: str, sealed: bytes) -> bytes:
+        """Return the payload of an entry whose tag is right, which says so of its header too."""
+        if len(sealed) < self._least:
             raise CorruptEntryError("too short")
-        header = sealed[: _HEADER.size]
-        form, coding, key_id, created, expires, kept, length, labels, nonce = _HEADER.unpack(header)
-        if form != _FORMAT or key_id != self.key_id:
+        if sealed[:2] != _FORMAT or sealed[3:11] != self.key_id:
             raise CorruptEntryError("not sealed with the key that it is stored under")
-        bound = self._bound(key)
         if self._encrypt:
+            header = sealed[: _HEADER.size]
+            bound = self._context + encode_text(key)
             try:
-                payload = self._cipher(bound).decrypt(nonce, sealed[_HEADER.size :], bound + header)
+                return self._cipher(bound).decrypt(header[-12:], sealed[_HEADER.size :], bound + header)
             except InvalidTag:
                 raise CorruptEntryError("wrong tag") from None
-        else:
-            tag = hmac.digest(self._seal_key, bound + sealed[: -self._tag_length], "sha256")
-            if not hmac.compare_digest(tag, sealed[-self._tag_length :]):
-                raise CorruptEntryError("wrong tag")
-            payload = sealed[_HEADER.size : -self._tag_length]
-        return _Contents(coding, (created, expires, kept), length, labels, payload)
+        if not hmac.compare_digest(self._tag(key, sealed[:-32]), sealed[-32:]):
+            raise CorruptEntryError("wrong tag")
+        return sealed[_HEADER.size : -32]
 
-    def _bound(self, key: str) -> bytes:
-        return self._context + encode_text(key)
+    def _tag(self, key: str, body: bytes) -> bytes:
+        """Return HMAC-SHA256 under the seal key of the context, the key and the body of an entry."""
+        state = self._bound.copy()
+        state.update(encode_text(key) + body)
+        return state.digest()
 
     def _cipher(self, bound: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._seal_key, bound, "sha256"))
@@ -211,9 +207,7 @@ def _milliseconds(moment: Optional[float]) -> int:
 
 
 def _expand(coding: int, payload: bytes, length: int) -> bytes:
-    """Return the value, spending no more memory than the header declares."""
-    if coding == _PLAIN and len(payload) == length:
-        return payload
+    """Return the value of a payload that is not just it, spending no more memory than the header declares."""
     try:
         if coding == _ZSTD and length <= MAX_LENGTH and zstandard.frame_content_size(payload) == length:
             value = _decompressor().decompress(payload, max_output_size=length)

@@ -246,8 +246,9 @@ class Vault(Generic[V]):
     async def _open_valid(self, ring: _Ring, name: str, entry: Entry, read: _Read) -> Optional[Found[V]]:
         for _ in range(_LOOKS):
             try:
-                if _is_short(entry.value):
-                    opened, value = self._decode(ring, name, entry.value)
+                sealed = entry.value
+                if _is_short(sealed):
+                    opened, value = self._decode(ring, name, sealed)
                 else:
                     opened, value = await self._open(ring, name, entry, self._call)
                 break
@@ -499,7 +500,7 @@ def _effort(sealed: bytes) -> int:
 
 def _is_short(sealed: bytes) -> bool:
     """Return whether an entry has its value with it, and may be opened in the event loop."""
-    return _effort(sealed) < OFFLOAD_FROM and not is_stand_in(sealed)
+    return len(sealed) < OFFLOAD_FROM and declared_length(sealed) < OFFLOAD_FROM and not is_stand_in(sealed)
 
 
 def _unread(ring: _Ring, bound: Epochs, read: _Read) -> List[str]:

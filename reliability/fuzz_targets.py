@@ -40,7 +40,7 @@ from claude_force_cache._backend import Entry
 from claude_force_cache._chunks import Limits, Manifest, cut
 from claude_force_cache._keys import encode_key
 from claude_force_cache._lease import Lease, Leases
-from claude_force_cache._sealing import AES, HMAC, CorruptEntryError, Life, Sealer, _Contents
+from claude_force_cache._sealing import AES, HMAC, CorruptEntryError, Life, Sealer
 from claude_force_cache._secrets import derive_keys
 from claude_force_cache._tags import pack_epochs, unpack_epochs
 from claude_force_orchestrator import ProjectError
@@ -132,7 +132,7 @@ def _signed(algorithm: str) -> Target:
         payload = data[fields.size :]
         if coding & 0x80:  # most lengths are wrong, so half of them are put right
             length, coding = len(payload), coding & 0x7F
-        sealed = sealer._lock(NAME, _Contents(coding, (created, expires, kept), length & 0xFFFFF, labels, payload))
+        sealed = sealer._lock(NAME, coding, (created, expires, kept), (length & 0xFFFFF, labels), payload)
         try:
             opened = sealer.open(NAME, sealed)
         except CorruptEntryError:
