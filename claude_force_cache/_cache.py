@@ -329,6 +329,7 @@ class Cache(Generic[V]):
                 stack.push_async_callback(self._leases.close)
             try:
                 await self._flight.settle()
+                await self._vault.settle()
             finally:
                 self._opened = False
 

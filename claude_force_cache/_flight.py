@@ -27,7 +27,7 @@ class Flight(Generic[T]):
     """
 
     def __init__(self, key: str, flights: Dict[str, Flight[T]], work: Callable[[Flight[T]], Awaitable[T]]) -> None:
-        self._key = key
+        self.key = key
         self._flights = flights
         self._waiters: List[asyncio.Future[T]] = []
         self._committed = False
@@ -66,8 +66,8 @@ class Flight(Generic[T]):
                 self.task.cancel()
 
     def _leave(self) -> None:
-        if self._flights.get(self._key) is self:
-            del self._flights[self._key]
+        if self._flights.get(self.key) is self:
+            del self._flights[self.key]
 
     def _land(self, task: asyncio.Future[T]) -> None:
         self._leave()

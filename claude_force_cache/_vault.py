@@ -25,6 +25,7 @@ from ._chunks import IncompleteEntryError, cut
 from ._coalescing import Coalescing
 from ._codecs import Codec
 from ._errors import BackendUnavailableError, EntryTooLargeError, InvalidValueError, PartlyUnavailableError
+from ._flight import Flight, SingleFlight
 from ._guard import STORE_FACTOR, Call
 from ._keys import KeyPart, encode_key, is_plain, spelling
 from ._parts import Parts
@@ -157,6 +158,7 @@ class Vault(Generic[V]):
         self._gathered: Optional[Coalescing] = None
         if backend.capabilities.shared_between_processes:
             self._gathered = Coalescing(backend, read=call, write=lambda verb: call(verb, STORE_FACTOR, writes=True))
+        self._beginnings: SingleFlight[bytes] = SingleFlight()
         self.parts = Parts(backend, settings.max_bytes, call=call, sealer_of=self._sealer_of)
 
     def unlock(self, secrets: Secrets) -> None:
@@ -286,6 +288,8 @@ class Vault(Generic[V]):
     async def ensure_epochs(self, tags: Iterable[str], known: Epochs) -> Epochs:
         """Return the epochs of the tags; those that are not known are made, unless somebody was faster.
 
+        Who needs the same one at the same time, as all tasks of a batch into a new store do, has it made once.
+
         :raises BackendUnavailableError: if the store is not available.
         :raises EntryTooLargeError: if the store is too small for a record.
         """
@@ -293,10 +297,16 @@ class Vault(Generic[V]):
         for tag in tags:
             epoch = known.get(tag)
             if epoch is None:
-                name = self._rings[0].tag_name(tag)
-                epoch = await self._call(lambda: self._epoch(name), STORE_FACTOR, writes=True)  # noqa: B023 - awaited here
+                epoch, _ = await self._beginnings.run(self._rings[0].tag_name(tag), self._begin_epoch)
             epochs[tag] = epoch
         return epochs
+
+    async def settle(self) -> None:
+        """Wait until what this event loop has begun for several callers is done."""
+        await self._beginnings.settle()
+
+    async def _begin_epoch(self, flight: Flight[bytes]) -> bytes:
+        return await self._call(lambda: self._epoch(flight.key), STORE_FACTOR, writes=True)
 
     async def _epoch(self, name: str) -> bytes:
         while True:

@@ -64,6 +64,30 @@ def test_one_deletion_makes_every_entry_of_a_tag_a_miss(store_url: str, tier: in
     run(store_url, test, tier_bytes=tier)
 
 
+def test_a_crowd_of_new_entries_makes_the_record_of_each_tag_once(store_url: str) -> None:
+    async def test(cache: Cache[Any]) -> None:
+        added: List[str] = []
+        add = cache._backend.add
+
+        async def counted(key: str, value: bytes, *, ttl: Any) -> bool:
+            added.append(key)
+            return bool(await add(key, value, ttl=ttl))
+
+        cache._backend.add = counted  # type: ignore[method-assign]
+
+        async def answer(number: int) -> None:
+            await cache.fetch(number, constant(number, []), tags=["agent:a", "model:m", "project"])
+
+        await asyncio.gather(*map(answer, range(60)))
+        assert len([name for name in added if name.endswith(".tag")]) == 3
+        assert [await cache.get(number) for number in range(60)] == list(range(60))
+        await cache.invalidate("project")
+        assert [await cache.get(number) for number in range(60)] == [MISSING] * 60
+
+    # A look-up that waits for sixty leases on a slow machine would go on without the store.
+    run(store_url, test, timeout=30)
+
+
 def test_the_number_of_verbs_does_not_depend_on_how_many_entries_have_the_tag() -> None:
     async def test(cache: Cache[Any]) -> None:
         counts = []
