@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
+from functools import partial
 from types import TracebackType
 from typing import (
     Any,
@@ -33,7 +34,7 @@ from typing import (
 from ._backend import Backend, Clock, EntryInfo, Usage
 from ._capabilities import Capabilities
 from ._chunks import entry_of
-from ._codecs import Codec
+from ._codecs import Codec, JSONCodec, copied, copy_of
 from ._errors import (
     BackendClosedError,
     BackendUnavailableError,
@@ -89,8 +90,8 @@ class _Default:
 _DEFAULT = _Default()
 TTL = Union[None, float, _Default]
 
-_Landed = Tuple[CacheEntry[V], Optional[bytes]]
-"""What a flight brings: the entry, and where several wait for a value that can be changed, its encoding."""
+_Landed = Tuple[CacheEntry[V], Optional[Callable[[], V]]]
+"""What a flight brings: the entry, and where several wait for a value that can be changed, what makes another one."""
 
 
 class _Demand(NamedTuple):
@@ -207,6 +208,7 @@ class Cache(Generic[V]):
         self.options = options
         self._backend = backend
         self._codec = codec
+        self._json = type(codec) is JSONCodec
         self._secrets = secrets
         self._clock = clock
         self._alone = not backend.capabilities.shared_between_processes
@@ -602,12 +604,12 @@ class Cache(Generic[V]):
         self, flight: str, names: Sequence[str], work: _Work[V], demand: _Demand, *, looks: bool
     ) -> Optional[CacheEntry[V]]:
         """Return what the flight brings, or None if it was another caller's and is not what this one needs."""
-        (entry, shared), led = await self._flight.run(
+        (entry, again), led = await self._flight.run(
             flight, lambda own: self._work(own, names, work, demand, looks=looks)
         )
         if led:
             return entry
-        value = entry.value if shared is None else self._codec.decode(shared)
+        value = entry.value if again is None else again()
         if not demand.usable(value):
             return None
         if entry.cached:
@@ -1028,7 +1030,11 @@ class Cache(Generic[V]):
 
     def _own(self, found: TierEntry) -> V:
         """Return the value of an entry of the tier, as one that the caller may change if it can be changed."""
-        value: V = self._codec.decode(found.value) if found.encoded else found.value
+        value: V = found.value if found.make is None else found.make(found.value)
+        if self._json and self._tier is not None and found.make is not None and found.make is not copied:
+            data = copy_of(value)  # for those who come again
+            if data is not None:
+                self._tier.exchange(found, data, copied)
         return value
 
     def _from_tier(self, names: Sequence[str], demand: _Demand) -> Optional[CacheEntry[V]]:
@@ -1046,25 +1052,27 @@ class Cache(Generic[V]):
         """Return whether callers may share a value, since none of them can change it."""
         return self._codec.immutable or type(value) in _UNCHANGEABLE
 
-    def _shared(self, value: V) -> Optional[bytes]:
-        """Return what each caller but one decodes to have a value of its own; None where all may have the same."""
+    def _shared(self, value: V) -> Optional[Callable[[], V]]:
+        """Return what makes each caller but one a value of its own; None where all may have the same."""
         if self._unchangeable(value):
             return None
         try:
-            return self._codec.encode(value)
+            encoded = self._codec.encode(value)
         except InvalidValueError:
             return None  # it is not stored either, and there is no other way to copy it
+        data = copy_of(self._codec.decode(encoded)) if self._json else None
+        return partial(self._codec.decode, encoded) if data is None else partial(copied, data)
 
     def _keep(self, name: str, value: V, data: bytes, life: Life, *, now: float, read: Optional[int] = None) -> None:
         """Put a value into the tier: itself if it cannot be changed, else its encoding, if that is decoded quickly."""
         if self._tier is None:
             return
-        encoded = not self._unchangeable(value)
-        if not encoded or len(data) < OFFLOAD_FROM:
+        make = None if self._unchangeable(value) else self._codec.decode
+        if make is None or len(data) < OFFLOAD_FROM:
             self._tier.put(
                 name,
-                data if encoded else value,
-                encoded=encoded,
+                value if make is None else data,
+                make=make,
                 length=len(data),
                 created_at=life.created_at,
                 expires_at=life.expires_at,

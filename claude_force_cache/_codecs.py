@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+import marshal
+from typing import Any, Optional, TypeVar
 
 from typing_extensions import Protocol
 
 from ._errors import InvalidValueError
 
-__all__ = ["BytesCodec", "Codec", "JSONCodec"]
+__all__ = ["BytesCodec", "Codec", "JSONCodec", "copied", "copy_of"]
 
 V = TypeVar("V")
 
 # Made once: json.dumps makes an encoder for each call that is not the plainest, and json.loads looks for blanks.
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
+
+# The last format of marshal without references, which take longer.
+_COPY_FORMAT = 2
 
 
 class Codec(Protocol[V]):
@@ -89,3 +93,17 @@ class BytesCodec:
     def decode(self, data: bytes) -> bytes:
         """Return the bytes themselves."""
         return data
+
+
+def copy_of(value: Any) -> Optional[bytes]:
+    """Return bytes of which :func:`copied` makes a value that was decoded from JSON again, or None if it lies too deep.
+
+    That takes a quarter to a tenth of the time of decoding it. For copies within a process: nothing checks such bytes.
+    """
+    try:
+        return marshal.dumps(value, _COPY_FORMAT)
+    except ValueError:
+        return None
+
+
+copied = marshal.loads

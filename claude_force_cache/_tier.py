@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 __all__ = ["Tier", "TierEntry"]
 
@@ -16,13 +16,13 @@ class TierEntry(NamedTuple):
     """A value in the tier. Times are seconds since the epoch; ``size`` is what it is charged, in bytes.
 
     :param name: the stored key.
-    :param encoded: whether ``value`` is the value's encoding, which each reader decodes to have one of its own.
+    :param make: makes the value of ``value``, one for each reader; None if that is the value, and all may share it.
     :param alone: whether the store did not take it, so that it is nowhere else.
     """
 
     name: str
     value: Any
-    encoded: bool
+    make: Optional[Callable[[bytes], Any]]
     created_at: float
     expires_at: Optional[float]
     kept_at: float
@@ -77,7 +77,7 @@ class Tier:
         key: str,
         value: Any,
         *,
-        encoded: bool,
+        make: Optional[Callable[[bytes], Any]],
         length: int,
         created_at: float,
         expires_at: Optional[float],
@@ -98,10 +98,18 @@ class Tier:
             self._remove(key)
             if size > self._max_bytes:
                 return
-            self._entries[key] = TierEntry(key, value, encoded, created_at, expires_at, now, size)
+            self._entries[key] = TierEntry(key, value, make, created_at, expires_at, now, size)
             self._bytes += size
-            while self._bytes > self._max_bytes:
-                self._remove(next(iter(self._entries)))
+            self._make_room()
+
+    def exchange(self, entry: TierEntry, data: bytes, make: Callable[[bytes], Any]) -> None:
+        """Keep other bytes of which the same value is made, if the entry is still there."""
+        size = len(entry.name) + len(data) + _OVERHEAD
+        with self._lock:
+            if self._entries.get(entry.name) is entry:
+                self._entries[entry.name] = entry._replace(value=data, make=make, size=size)
+                self._bytes += size - entry.size
+                self._make_room()
 
     def leave_alone(self, key: str) -> None:
         """Say that the store did not take an entry."""
@@ -126,6 +134,10 @@ class Tier:
             self._generation += 1
             self._entries.clear()
             self._bytes = 0
+
+    def _make_room(self) -> None:
+        while self._bytes > self._max_bytes:
+            self._remove(next(iter(self._entries)))
 
     def _remove(self, key: str) -> None:
         entry = self._entries.pop(key, None)
