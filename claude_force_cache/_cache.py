@@ -617,8 +617,8 @@ class Cache(Generic[V]):
             if late >= (max(0.0, demand.stale_while_revalidate) if looks else demand.stale_if_error):
                 return None
             if looks:
-                entry = replace(entry, stale=late >= 0)
-        return replace(entry, value=value, cached=True)
+                entry = entry._but(stale=late >= 0)
+        return entry._but(value=value, cached=True)
 
     async def _work(
         self, flight: Flight[_Landed[V]], names: Sequence[str], work: _Work[V], demand: _Demand, *, looks: bool
@@ -778,7 +778,7 @@ class Cache(Generic[V]):
         if entry is None:
             return None
         late = demand.overdue(entry.created_at, entry.expires_at, self._clock())
-        return replace(entry, stale=True) if late < demand.stale_if_error else None
+        return entry._but(stale=True) if late < demand.stale_if_error else None
 
     async def _keep_new(self, names: Sequence[str], value: V, work: _Work[V], bond: _Bond) -> CacheEntry[V]:
         """Return the entry of a value that was just made, stored if that is possible."""
@@ -1030,8 +1030,12 @@ class Cache(Generic[V]):
 
     def _own(self, found: TierEntry) -> V:
         """Return the value of an entry of the tier, as one that the caller may change if it can be changed."""
-        value: V = found.value if found.make is None else found.make(found.value)
-        if self._json and self._tier is not None and found.make is not None and found.make is not copied:
+        value: V = found.value
+        make = found.make
+        if make is None:
+            return value
+        value = make(found.value)
+        if make is not copied and self._json and self._tier is not None:
             data = copy_of(value)  # for those who come again
             if data is not None:
                 self._tier.exchange(found, data, copied)

@@ -33,6 +33,9 @@ KeyPart = Union[None, bool, int, float, str, bytes, Digest, Sequence[Any], Mappi
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
 
+# No spelling begins with a zero byte by itself.
+_LED = b"\0"
+
 # The last format of marshal in which the same object in two places is spelt twice: one for each value.
 _SPELLING = 2
 
@@ -81,14 +84,21 @@ def spelling(part: Any) -> Optional[bytes]:
     :func:`is_plain`, and no other key is spelt as a plain one.
     """
     try:
+        if _is_led(part):
+            return b"".join((_LED, part[0], marshal.dumps(part[1:], _SPELLING)))
         return marshal.dumps(part, _SPELLING)
     except ValueError:
         return None
 
 
 def is_plain(part: Any) -> bool:
-    """Return whether a key holds only None, booleans, numbers, text, lists, tuples and dictionaries, no subclasses."""
-    parts = [part]  # not by recursion: what can be encoded may lie as deep as that can go
+    """Return whether a key holds only None, booleans, numbers, text, lists, tuples and dictionaries, no subclasses.
+
+    But a tuple may begin with a :class:`Digest`.
+    """
+    parts = [
+        part[1:] if _is_led(part) else part
+    ]  # not by recursion: what can be encoded may lie as deep as that can go
     for each in parts:
         kind = type(each)
         if kind is dict:
@@ -100,6 +110,10 @@ def is_plain(part: Any) -> bool:
         elif kind not in _PLAIN:
             return False
     return True
+
+
+def _is_led(part: Any) -> bool:
+    return type(part) is tuple and len(part) > 0 and type(part[0]) is Digest
 
 
 def encode_text(part: str) -> bytes:

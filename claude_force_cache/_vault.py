@@ -170,11 +170,11 @@ class Vault(Generic[V]):
 
         :raises InvalidKeyError: if the key cannot be encoded.
         """
-        # Only for texts, and mappings by their spelling: other keys can be equal and yet differ, as 1 and True do.
+        # Texts are known as they are, others by their spelling, for keys can be equal and yet differ, as 1 and True do.
         kind = type(key)
         if kind is str:
             spelt: Union[str, bytes, None] = key  # type: ignore[assignment]  # it is text
-        elif kind is dict:
+        elif kind is dict or kind is tuple:
             spelt = spelling(key)
         else:
             encoded = encode_key(key)
@@ -203,15 +203,19 @@ class Vault(Generic[V]):
 
         :raises BackendUnavailableError: if the store is not available.
         """
-        wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
+        wanted = names
+        if tags:
+            wanted = [*names, *(ring.tag_name(tag) for tag in tags for ring in self._rings)]
         some = await self._get_many(wanted)
         read: _Read = {name: some.get(name) for name in wanted}
         self.parts.note(names, read)
         found = None
         for ring, name in zip(self._rings, names):
             entry = read[name]
-            if entry is not None and found is None:
+            if entry is not None:
                 found = await self._open_valid(ring, name, entry, read)
+                if found is not None:
+                    break
         epochs: Epochs = {}
         for tag in tags:
             record = read[self._rings[0].tag_name(tag)]

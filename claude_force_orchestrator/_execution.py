@@ -106,7 +106,7 @@ class Execution:
 
         :param entry: what the answer came in, if it came without a call of its own.
         :param cost: what the answer cost, or would have cost, in USD.
-        :param prompt_cache_saved: what the API's prompt cache saved of it, likewise.
+        :param prompt_cache_saved: what the API's prompt cache saved of it; not looked at if it is cached.
         """
         cached = entry is not None
         self.answer = answer

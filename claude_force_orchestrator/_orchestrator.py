@@ -591,7 +591,7 @@ class AsyncAgentOrchestrator:
                 raise SuspiciousTaskError(suspicions)
         batch = execution.batch and entry is None
         cost = self._prices.cost(answer, batch=batch)
-        saved = self._prices.prompt_cache_saved(answer, batch=batch)
+        saved = self._prices.prompt_cache_saved(answer, batch=batch) if entry is None else None
         result = execution.succeed(answer, entry, cost=cost, prompt_cache_saved=saved)
         if entry is None:
             self._ledger.answered(success=result.success)

@@ -86,10 +86,14 @@ class MemoryBackend(Backend):
 
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
         """Return the live entries among ``keys``, all as of one moment."""
+        found: Dict[str, Entry] = {}
         with self._lock:
             now = self._now()
-            found = ((key, self._find(key, now)) for key in dict.fromkeys(keys))
-            return {key: record.entry for key, record in found if record is not None}
+            for key in keys:
+                record = self._find(key, now)
+                if record is not None:
+                    found[key] = record.entry
+        return found
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
         """Store an entry and return how many live ones made room.

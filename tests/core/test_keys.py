@@ -1,3 +1,4 @@
+import marshal
 import math
 from collections import OrderedDict
 from enum import Enum, IntEnum
@@ -54,8 +55,17 @@ class _Text(str):
     pass
 
 
-@given(parts, parts)
+_DIGEST = b"x" * 32
+
+
+@given(parts | st.lists(parts, max_size=3).map(tuple), parts | st.lists(parts, max_size=3).map(tuple))
 @example([b"x"], [Digest(b"x" * 32)])
+@example((Digest(_DIGEST), "a"), (_DIGEST, "a"))
+@example((Digest(_DIGEST), "a"), b"\0" + _DIGEST + marshal.dumps(("a",), 2))
+@example((Digest(_DIGEST), _DIGEST), (Digest(_DIGEST), Digest(_DIGEST)))
+@example((Digest(_DIGEST), (Digest(_DIGEST), "a")), (Digest(_DIGEST), "a"))
+@example((Digest(_DIGEST), [True]), (Digest(_DIGEST), [1]))
+@example((Digest(_DIGEST),), Digest(_DIGEST))
 @example([bytearray(b"x" * 32)], [Digest(b"x" * 32)])
 @example({"a": _Text("b")}, {"a": "b"})
 @example({1: "a"}, {"1": "a"})
@@ -68,6 +78,18 @@ def test_a_key_that_is_spelt_as_a_plain_one_has_its_encoding(one: Any, other: An
     for known, key in ((one, other), (other, one), (one, one)):
         if is_plain(known) and spelling(known) is not None and spelling(known) == spelling(key):
             assert encode_key(known) == encode_key(key)
+
+
+def test_the_request_of_an_agent_is_plain() -> None:
+    key = (Digest(_DIGEST), [{"role": "user", "content": "a task"}])
+    assert is_plain(key)
+    assert spelling(key) == spelling((digest_like(_DIGEST), [{"role": "user", "content": "".join(["a ", "task"])}]))
+    assert not is_plain([Digest(_DIGEST), "a task"])
+    assert not is_plain((_DIGEST, "a task"))
+
+
+def digest_like(data: bytes) -> Digest:
+    return Digest(bytearray(data))
 
 
 def test_a_key_is_spelt_by_its_values_and_not_by_its_objects() -> None:
