@@ -20,6 +20,9 @@ A = TypeVar("A")
 _MOST_CALLERS = 128
 """How many travel together at most: a bulk verb has the budget of a single one."""
 
+_WOKEN_TOGETHER = 16
+"""How many get their answer in one turn of the event loop: each has an entry to open, and others wait for that."""
+
 _MOST_BYTES = 1 << 20
 """Values longer than this are stored alone, since others would wait for them."""
 
@@ -59,6 +62,11 @@ class _Turns(Generic[Q, A]):
         asked = [(question, waiter) for question, waiter in asked if not waiter.done()]
         try:
             answers = await self._answer([question for question, _ in asked]) if asked else []
+            for number, ((_, waiter), answer) in enumerate(zip(asked, answers), 1):
+                if not waiter.done():
+                    waiter.set_result(answer)
+                if number % _WOKEN_TOGETHER == 0:
+                    await asyncio.sleep(0)
         except (PartlyUnavailableError, EntryTooLargeError):
             # It concerns some of them; each one's own question tells which.
             await asyncio.gather(*(self._serve_one(question, waiter) for question, waiter in asked))
@@ -70,10 +78,6 @@ class _Turns(Generic[Q, A]):
             for _, waiter in asked:
                 waiter.cancel()
             raise
-        else:
-            for (_, waiter), answer in zip(asked, answers):
-                if not waiter.done():
-                    waiter.set_result(answer)
 
     async def _serve_one(self, question: Q, waiter: asyncio.Future[A]) -> None:
         try:

@@ -55,6 +55,9 @@ T = TypeVar("T")
 OFFLOAD_FROM = 1 << 17
 """Values of this many bytes and more are sealed and opened in a thread: they would hold up the event loop."""
 
+_BREATH = 1 << 15
+"""After so many bytes of many values that are opened one after the other, the event loop has its turn."""
+
 _Read = Dict[str, Optional[Entry]]
 """What was read, by name; None for what is not there."""
 
@@ -233,15 +236,15 @@ class Vault(Generic[V]):
         results: List[Union[Found[V], BackendUnavailableError, None]] = []
         effort = 0
         for names in wanted:
-            if effort >= OFFLOAD_FROM:
-                await asyncio.sleep(0)  # together they are as long as what is opened in a thread
+            if effort >= _BREATH:
+                await asyncio.sleep(0)
                 effort = 0
             self.parts.note(names, read)
             result: Union[Found[V], BackendUnavailableError, None] = None
             for ring, name in zip(self._rings, names):
                 entry = read[name]
                 if entry is not None and result is None:
-                    effort += min(OFFLOAD_FROM, _effort(entry.value))
+                    effort += _effort(entry.value)
                     try:
                         result = await self._open_valid(ring, name, entry, read)
                     except BackendUnavailableError as error:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from typing import List, Optional
 
 import pytest
 
-from claude_force_cache import BackendUnavailableError
+from claude_force_cache import BackendUnavailableError, open_cache
 from claude_force_cache._guard import Guard
+
+SECRET = "a secret of the tests"
 
 
 def make_guard(changes: List[Optional[BackendUnavailableError]]) -> Guard:
@@ -142,3 +145,55 @@ def test_one_timer_serves_calls_with_budgets_of_all_lengths() -> None:
         return ended
 
     assert asyncio.run(scenario()) == ["short", "middle", "long"]
+
+
+class _Turns:
+    """Counts the turns of the event loop while the ``with`` block runs."""
+
+    def __enter__(self) -> _Turns:
+        self.number = 0
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.call_soon(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._next.cancel()
+
+    def _count(self) -> None:
+        self.number += 1
+        self._next = self._loop.call_soon(self._count)
+
+
+# A store in this very process answers each by itself, within its turn.
+@pytest.mark.parametrize("store_url", ["disk", "redis", "memcached"], indirect=True)
+def test_many_who_wait_for_one_journey_do_not_all_open_their_entries_in_one_turn(
+    store_url: str, namespace: str
+) -> None:
+    turns: List[int] = []
+
+    async def scenario() -> None:
+        async with open_cache(store_url, secrets=SECRET, namespace=namespace, tier_bytes=0) as cache:
+            await asyncio.gather(*(cache.set(number, f"{number} " * 700) for number in range(100)))
+            with _Turns() as clock:
+
+                async def read(number: int) -> None:
+                    assert await cache.get(number) == f"{number} " * 700
+                    turns.append(clock.number)
+
+                await asyncio.gather(*map(read, range(100)))
+            await cache.clear()
+
+    asyncio.run(scenario())
+    assert max(turns.count(turn) for turn in turns) <= 17  # the first one goes alone, and may come with others
+
+
+def test_many_entries_are_opened_in_several_turns() -> None:
+    async def scenario() -> int:
+        async with open_cache("memory://", secrets=SECRET, tier_bytes=0) as cache:
+            for number in range(100):
+                await cache.set(number, os.urandom(1500).hex())
+            with _Turns() as clock:
+                assert len(await cache.get_many(range(100))) == 100
+            return clock.number
+
+    assert asyncio.run(scenario()) >= 5
