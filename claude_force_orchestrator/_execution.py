@@ -11,7 +11,7 @@ from ._answer import Answer
 from ._context import Context
 from ._errors import OrchestratorError
 from ._memory import Recalled
-from ._result import AgentResult, ExecutionMetadata
+from ._result import AgentResult, ExecutionMetadata, made
 from ._settings import DEFAULT_MODEL
 from ._tracking import ExecutionRecord, Outcome
 from ._validation import is_agent_name
@@ -112,33 +112,35 @@ class Execution:
         self.answer = answer
         prompt_tokens, output_tokens = answer.prompt_tokens, answer.output_tokens
         error = answer.problem()
-        return AgentResult(
-            self.agent_name,
-            error is None,
-            answer.text if error is None else "",
-            ExecutionMetadata(
-                answer.model,
-                prompt_tokens,
-                output_tokens,
-                prompt_tokens + output_tokens,
-                (time.perf_counter() - self._started) * 1000,
-                cached,
-                None if entry is None else entry.age,
-                0.0 if cached else cost,
-                cost if cached else 0.0,
-                self._workflow,
-                self._position,
-                answer.stop_reason,
-                answer.request_id,
-                answer.truncated,
-                entry is not None and entry.stale,
-                self.suspicions,
-                self._memory_sessions,
-                0.0 if cached else prompt_cache_saved,
-            ),
-            () if error is None else (str(error),),
-            error,
-        )
+        metadata = {
+            "model": answer.model,
+            "input_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "tokens_used": prompt_tokens + output_tokens,
+            "execution_time_ms": (time.perf_counter() - self._started) * 1000,
+            "cached": cached,
+            "cache_age_seconds": None if entry is None else entry.age,
+            "estimated_cost": 0.0 if cached else cost,
+            "saved_cost": cost if cached else 0.0,
+            "workflow_name": self._workflow,
+            "workflow_position": self._position,
+            "stop_reason": answer.stop_reason,
+            "request_id": answer.request_id,
+            "truncated": answer.truncated,
+            "stale": entry is not None and entry.stale,
+            "suspicions": self.suspicions,
+            "memory_sessions": self._memory_sessions,
+            "prompt_cache_saved": 0.0 if cached else prompt_cache_saved,
+        }
+        result = {
+            "agent_name": self.agent_name,
+            "success": error is None,
+            "output": answer.text if error is None else "",
+            "metadata": made(ExecutionMetadata, metadata),
+            "errors": () if error is None else (str(error),),
+            "error": error,
+        }
+        return made(AgentResult, result)
 
     def fail(self, error: OrchestratorError) -> AgentResult:
         """Return the result of an execution that has no answer."""

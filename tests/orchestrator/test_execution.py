@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Dict
 
@@ -119,6 +120,18 @@ def test_metadata_says_what_a_call_and_a_hit_took(run: Any, api: Any) -> None:
 
     run(ask, clock=lambda: now)
     assert len(api.requests) == 1
+
+
+def test_a_result_has_all_the_fields_that_it_is_declared_with(run: Any) -> None:
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        for _ in range(2):
+            result = await it.execute_agent("code-reviewer", "x")
+            for made in (result, result.metadata):
+                assert list(vars(made)) == [field.name for field in fields(made)]
+                assert type(made)(**vars(made)) == made
+            assert hash(result) == hash(replace(result))
+
+    run(ask)
 
 
 def test_a_metadata_field_that_does_not_exist_is_a_key_error(run: Any) -> None:
