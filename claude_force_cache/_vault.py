@@ -304,7 +304,11 @@ class Vault(Generic[V]):
         for tag in tags:
             epoch = known.get(tag)
             if epoch is None:
-                epoch, _ = await self._beginnings.run(self._rings[0].tag_name(tag), self._begin_epoch)
+                name = self._rings[0].tag_name(tag)
+                if self._gathered is None:
+                    epoch = await self._epoch(name)  # at once, so there is nobody to share it with
+                else:
+                    epoch, _ = await self._beginnings.run(name, self._begin_epoch)
             epochs[tag] = epoch
         return epochs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from claude_force_cache import Cache, CacheError, Digest, KeyPart, digest
@@ -161,6 +162,14 @@ class RequestTemplate:
         """Where the request goes."""
         return self.endpoint + MESSAGES_PATH
 
+    @cached_property
+    def parts(self) -> Parts:
+        """What the requests consist of but for task and context, see :func:`describe`."""
+        body = self.fixed()
+        del body["system"]
+        definition, *contract = self.definition.blocks
+        return describe(self.url, self.headers, {**body, "definition": definition, "contract": contract})
+
     def fixed(self, *, fenced: bool = False) -> Dict[str, Any]:
         """Return the body without its messages. What is sent and what the key covers are both made of it.
 
@@ -218,13 +227,8 @@ class Request(NamedTuple):
     @property
     def parts(self) -> Parts:
         """What the request consists of, as people who run agents see it."""
-        template = self.template
-        body = template.fixed()
-        definition, *contract = template.definition.blocks
-        del body["system"]
-        body.update(definition=definition, contract=contract, task=self.task)
-        body["context"] = [[item.kind, item.source, item.text] for item in self.context]
-        return describe(template.url, template.headers, body)
+        context = [[item.kind, item.source, item.text] for item in self.context]
+        return (*self.template.parts, ("context", _brief("context", context)), ("task", _brief("task", self.task)))
 
     def arguments(self, *, mark: bool = False) -> Dict[str, Any]:
         """Return the arguments of ``messages.create``.
