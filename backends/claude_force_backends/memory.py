@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from typing import AsyncIterator, Dict, Hashable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import AsyncIterator, Dict, Final, Hashable, List, Optional, Sequence, Tuple
 
 from claude_force_cache import (
     Backend,
@@ -35,14 +35,22 @@ _CAPABILITIES = Capabilities(persistent=False, shared_between_processes=False, s
 _PURGES_PER_WRITE = 16
 """Expired entries that one write clears away; more than one, so that they cannot pile up."""
 
-_HEAP_SLACK = 64
-"""Outdated items that the heap may hold beyond one for each entry before it is built anew."""
+_SLACK = 64
+"""Outdated dues that there may be, beyond one for each entry, before the heap is swept."""
+
+_SWEPT_PER_WRITE = 4
+"""Dues that one write looks at while the heap is swept: more than it adds, and not so many that others wait."""
+
+_Due = Tuple[float, str]
+"""When an entry expires, and its key. It is outdated when the record has another one, be it an equal one."""
 
 
-class _Record(NamedTuple):
-    entry: Entry
-    expires: Optional[float]
-    size: int
+_Record = Tuple[bytes, int, Optional[_Due], int]
+"""Value, version, due and size. A plain tuple: the garbage collector forgets those, and need not look at each entry."""
+
+_VERSION: Final = 1
+_DUE: Final = 2
+_SIZE: Final = 3
 
 
 class MemoryBackend(Backend):
@@ -63,8 +71,9 @@ class MemoryBackend(Backend):
         self._opened = False
         # Least recently used first. A plain dict would search past all its deleted slots for the first one.
         self._records: OrderedDict[str, _Record] = OrderedDict()
-        # Times of expiry with their keys. An item is outdated when the record's own time is another.
-        self._expiries: List[Tuple[float, str]] = []
+        # Two heaps: while there are many outdated ones, what is not moves from the second to the first.
+        self._dues: List[_Due] = []
+        self._unswept: List[_Due] = []
         self._bytes = 0
         self._versions = itertools.count(1)
 
@@ -82,7 +91,7 @@ class MemoryBackend(Backend):
         """Return the live entry under ``key``, or None; constant time."""
         with self._lock:
             record = self._find(key, self._now())
-            return None if record is None else record.entry
+            return None if record is None else Entry(record[0], record[1])
 
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
         """Return the live entries among ``keys``, all as of one moment."""
@@ -92,7 +101,7 @@ class MemoryBackend(Backend):
             for key in keys:
                 record = self._find(key, now)
                 if record is not None:
-                    found[key] = record.entry
+                    found[key] = Entry(record[0], record[1])
         return found
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:
@@ -119,7 +128,7 @@ class MemoryBackend(Backend):
         """Delete the live entry under ``key`` (of that version only), and return whether it was there."""
         with self._lock:
             record = self._live(key, self._now())
-            if record is None or version not in {None, record.entry.version}:
+            if record is None or version not in {None, record[_VERSION]}:
                 return False
             self._remove(key)
             return True
@@ -129,9 +138,10 @@ class MemoryBackend(Backend):
         with self._lock:
             now = self._now()
             record = self._live(key, now)
-            if record is None or version not in {None, record.entry.version}:
+            if record is None or version not in {None, record[_VERSION]}:
                 return False
-            self._records[key] = record._replace(expires=self._schedule(key, ttl, now))
+            value, own_version, _, size = record
+            self._records[key] = (value, own_version, self._schedule(key, ttl, now), size)
             self._records.move_to_end(key)
             return True
 
@@ -145,7 +155,8 @@ class MemoryBackend(Backend):
                 now = self._now()
                 record = self._live(key, now)
             if record is not None:
-                yield EntryInfo(key, record.size, None if record.expires is None else record.expires - now)
+                _, _, due, size = record
+                yield EntryInfo(key, size, None if due is None else due[0] - now)
 
     async def usage(self) -> Usage:
         """Return the account; what expired since the last look is cleared away first."""
@@ -175,7 +186,10 @@ class MemoryBackend(Backend):
 
     def _live(self, key: str, now: float) -> Optional[_Record]:
         record = self._records.get(key)
-        if record is None or record.expires is None or now < record.expires:
+        if record is None:
+            return None
+        due = record[_DUE]
+        if due is None or now < due[0]:
             return record
         self._remove(key)
         return None
@@ -193,48 +207,67 @@ class MemoryBackend(Backend):
         if self._max_bytes is not None and size > self._max_bytes:
             raise EntryTooLargeError(size, self._max_bytes)
         evicted = 0
-        if self._expiries and self._expiries[0][0] <= now:
+        if self._overdue(now) is not None:
             self._purge(now, at_most=_PURGES_PER_WRITE)
         if self._max_bytes is not None:
             while self._bytes + size > self._max_bytes:
-                if self._expiries and self._expiries[0][0] <= now and self._purge(now, at_most=1):
+                if self._overdue(now) is not None and self._purge(now, at_most=1):
                     continue
-                self._bytes -= self._records.popitem(last=False)[1].size
+                self._bytes -= self._records.popitem(last=False)[1][_SIZE]
                 evicted += 1
         # bytes() costs nothing for bytes and keeps a caller's bytearray from changing underneath.
-        entry = Entry(bytes(value), next(self._versions))
-        self._records[key] = _Record(entry, self._schedule(key, ttl, now), size)
+        self._records[key] = (bytes(value), next(self._versions), self._schedule(key, ttl, now), size)
         self._bytes += size
         return evicted
 
-    def _schedule(self, key: str, ttl: Optional[float], now: float) -> Optional[float]:
+    def _schedule(self, key: str, ttl: Optional[float], now: float) -> Optional[_Due]:
         """Return when an entry stored ``now`` expires, and remember to look at it then."""
         if ttl is None:
             return None
-        if len(self._expiries) > 2 * len(self._records) + _HEAP_SLACK:
-            self._expiries = [(r.expires, k) for k, r in self._records.items() if r.expires is not None]
-            heapq.heapify(self._expiries)
-        expires = now + ttl
-        heapq.heappush(self._expiries, (expires, key))
-        return expires
+        if self._unswept:
+            self._sweep()
+        elif len(self._dues) > 2 * len(self._records) + _SLACK:
+            self._unswept, self._dues = self._dues, []
+        due = (now + ttl, key)
+        heapq.heappush(self._dues, due)
+        return due
+
+    def _sweep(self) -> None:
+        for _ in range(min(_SWEPT_PER_WRITE, len(self._unswept))):
+            due = self._unswept.pop()  # the last one: what remains is a heap
+            if self._holds(due):
+                heapq.heappush(self._dues, due)
+
+    def _holds(self, due: _Due) -> bool:
+        record = self._records.get(due[1])
+        return record is not None and record[_DUE] is due
+
+    def _overdue(self, now: float) -> Optional[List[_Due]]:
+        """Return the heap that has something to look at, or None."""
+        if self._dues and self._dues[0][0] <= now:
+            return self._dues
+        return self._unswept if self._unswept and self._unswept[0][0] <= now else None
 
     def _purge(self, now: float, *, at_most: Optional[int] = None) -> int:
-        """Remove expired entries, earliest first, and return how many."""
+        """Remove expired entries, and return how many."""
         removed = 0
-        while self._expiries and self._expiries[0][0] <= now and removed != at_most:
-            expires, key = heapq.heappop(self._expiries)
-            record = self._records.get(key)
-            if record is not None and record.expires == expires:
-                self._remove(key)
+        while removed != at_most:
+            heap = self._overdue(now)
+            if heap is None:
+                break
+            due = heapq.heappop(heap)
+            if self._holds(due):
+                self._remove(due[1])
                 removed += 1
         return removed
 
     def _remove(self, key: str) -> None:
-        self._bytes -= self._records.pop(key).size
+        self._bytes -= self._records.pop(key)[_SIZE]
 
     def _forget_all(self) -> None:
         self._records.clear()
-        self._expiries.clear()
+        self._dues.clear()
+        self._unswept.clear()
         self._bytes = 0
 
 

@@ -28,7 +28,7 @@ _LIMITS_MS = {"import claude_force_cache": 60.0, "claude-force --help": 250.0}
 @case("imports", "Imports")
 async def imports(bench: Bench) -> Section:
     found: Dict[str, List[float]] = {name: [] for name in _COMMANDS}
-    for number in range(bench.pick(2, 15) + 1):
+    for number in range(bench.pick(1, 15) + 1):
         for name, command in _COMMANDS.items():
             begin = time.perf_counter()
             process = await asyncio.create_subprocess_exec(

@@ -26,7 +26,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @case("opening", "Opening a cache, and its account")
 async def opening(bench: Bench) -> Section:
-    sizes = (0, 1_000, bench.pick(10_000, 100_000))
+    sizes = (0, 1_000, bench.pick(5_000, 100_000))
     section = Section(
         about=(
             "`Cache.open()` in a fresh process, for each round and size a new one, with all modules imported before; "

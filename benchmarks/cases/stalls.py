@@ -94,7 +94,7 @@ async def stalls(bench: Bench) -> Section:
             read = await stack.enter_async_context(bench.cache(bench.new_url(store), tier_bytes=0))
             loads[f"{store}, reads"] = _Load(await _reading(read, values), operations // _READ)
         server = stack.enter_context(BusyAPI(latency_ms=50, length=_LENGTH))
-        tasks = bench.pick(200, 1_000)
+        tasks = bench.pick(100, 1_000)
         loads[_SDK] = _Load(lambda _: sdk_alone(server.base_url, tasks), 1)
         loads["tasks, disk"] = _Load(await _executing(bench, stack, server.base_url, tasks), 1)
         rounds = await _rounds(loads, bench.pick(1, 3))

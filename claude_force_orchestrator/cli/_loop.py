@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import Any, Callable, Coroutine, Dict, Optional, TypeVar
 
 from ._failure import INTERRUPTED, CommandError
@@ -25,6 +26,10 @@ STOPPING_BATCHES = "stopping: batches that are under way go on, and the same com
 """The same where the API works on its own."""
 
 
+_INSIST = 5.0
+"""Seconds after which what is still there of a cancelled command is cancelled again."""
+
+
 def run_command(
     main: Coroutine[Any, Any, T],
     *,
@@ -33,10 +38,10 @@ def run_command(
 ) -> T:
     """Return the result of ``main``, which is cancelled on Ctrl-C and on SIGTERM.
 
-    Cancelled, it still closes what it opened and writes what it has; a second Ctrl-C ends it at once.
+    Cancelled, it still closes what it opened and writes what it has; another Ctrl-C ends it at once.
 
     :param interrupted: what to tell the user then.
-    :param stop: called instead, in the event loop, so that ``main`` ends by itself.
+    :param stop: called instead at the first signal, in the event loop, so that ``main`` ends by itself.
     :raises CommandError: with the exit code of an interruption, if it was interrupted.
     """
     return asyncio.run(_until_interrupted(main, interrupted, stop))
@@ -56,12 +61,20 @@ async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str, sto
 
     def interrupt() -> None:
         nonlocal arrived
-        arrived = True
-        release()
-        if stop is None:
-            task.cancel()
-        else:
+        first, arrived = not arrived, True
+        if first and stop is not None:
             stop()
+            return
+        release()
+        task.cancel()
+        if sys.version_info < (3, 11):
+            loop.call_later(_INSIST, insist)
+
+    def insist() -> None:
+        # Tasks do not count cancellations before 3.11, and one of very many may miss its own.
+        for each in asyncio.all_tasks(loop):
+            each.cancel()
+        loop.call_later(_INSIST, insist)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,10 +6,14 @@ import asyncio
 import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from claude_force_backends import memory
 from claude_force_backends.memory import MemoryBackend, claude_force_cache_backend
 from claude_force_cache import BackendSettings, BackendURL, Clock, InvalidURLError
 from claude_force_cache.testing import BackendConformance, ManualClock
@@ -27,11 +31,11 @@ class TestMemory(BackendConformance):
 
     async def read_raw(self, backend: MemoryBackend, key: str) -> Optional[bytes]:
         record = backend._records.get(key)
-        return None if record is None else record.entry.value
+        return None if record is None else record[0]
 
     async def write_raw(self, backend: MemoryBackend, key: str, data: bytes) -> None:
-        record = backend._records[key]
-        backend._records[key] = record._replace(entry=record.entry._replace(value=data))
+        _, *others = backend._records[key]
+        backend._records[key] = (data, *others)
 
     def settings(self, namespace: str, max_bytes: Optional[int], clock: Optional[Clock]) -> BackendSettings:
         return BackendSettings(BackendURL("memory"), namespace, max_bytes, clock)
@@ -80,7 +84,69 @@ def test_remembers_no_more_times_of_expiry_than_it_has_entries() -> None:
             await backend.delete(f"deleted{turn}")
 
     asyncio.run(scenario())
-    assert len(backend._expiries) < 100
+    assert len(backend._dues) + len(backend._unswept) < 150
+
+
+def test_no_write_clears_away_what_many_have_left() -> None:
+    """With a limit, most dues are those of entries that were evicted long before."""
+    backend = opened(max_bytes=2000 * 10)
+    looked, left = [], []
+
+    async def scenario() -> None:
+        for turn in range(20_000):
+            before = len(backend._unswept)
+            # Lives as long as jitter makes them: what is evicted is not what expires next.
+            await backend.set(f"k{turn:05}", b"life", ttl=86_400 - turn * 7919 % 8640)
+            looked.append(before - len(backend._unswept))
+            left.append(len(backend._dues) + len(backend._unswept))
+
+    asyncio.run(scenario())
+    assert len(backend._records) == 2000
+    assert max(looked) == 4
+    assert max(left) < 3 * 2000
+
+
+class _Swept(RuleBasedStateMachine):
+    """What expires does so in time, whatever is outdated, and while the heap is swept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.backend = opened(clock=self.clock)
+        self.model: Dict[str, float] = {}
+
+    @rule(key=st.sampled_from("abcdef"), life=st.integers(1, 9))
+    def set(self, key: str, life: int) -> None:
+        asyncio.run(self.backend.set(key, b"", ttl=life))
+        self.model[key] = self.clock() + life
+
+    @rule(key=st.sampled_from("abcdef"), life=st.integers(1, 9))
+    def touch(self, key: str, life: int) -> None:
+        if asyncio.run(self.backend.touch(key, ttl=life)):
+            self.model[key] = self.clock() + life
+
+    @rule(key=st.sampled_from("abcdef"))
+    def delete(self, key: str) -> None:
+        asyncio.run(self.backend.delete(key))
+        self.model.pop(key, None)
+
+    @rule(seconds=st.integers(1, 4))
+    def wait(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+        self.model = {key: end for key, end in self.model.items() if end > self.clock()}
+        assert asyncio.run(self.backend.usage()).entries == len(self.model)
+        assert set(self.backend._records) == set(self.model)
+
+    @invariant()
+    def every_life_has_one_due(self) -> None:
+        dues = [due for due in (*self.backend._dues, *self.backend._unswept) if self.backend._holds(due)]
+        assert sorted(due[1] for due in dues) == sorted(key for key in self.backend._records)
+
+
+def test_what_expires_does_so_while_the_heap_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_SLACK", 0)
+    monkeypatch.setattr(memory, "_SWEPT_PER_WRITE", 2)
+    run_state_machine_as_test(_Swept, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
 
 
 def test_clears_expired_entries_away_without_being_asked_for_the_account() -> None:
