@@ -23,11 +23,13 @@ from ._memcached_health import Health
 
 __all__ = ["Item", "Server"]
 
-_BATCH = 200
+_BATCH = 100
 _NAME = re.compile(rb"[a-z0-9._-]{1,128}\Z")  # as the server writes them; others it encodes
 _META = re.compile(rb"^HD k(\S+) s(\d+) t(-?\d+) c(\d+)\r?\n", re.MULTILINE)
 _ERROR = re.compile(rb"^(?:CLIENT_|SERVER_)?ERROR.*", re.MULTILINE)
 _CHUNK = 1 << 16
+_PIECE = 1 << 14
+"""Bytes of a listing that are taken apart before other threads have their turn: a millisecond's work or less."""
 _PAUSE = 0.0001
 _MOST_AT_ONCE = 1 << 20
 _LONGEST_LINE = 65536
@@ -345,7 +347,7 @@ class _Wire:
         """
         rest = b""
         while True:
-            data: bytes = self._reader.read1(_CHUNK)
+            data: bytes = self._reader.read1(_PIECE)
             if not data:
                 raise MemcacheUnexpectedCloseError("the server closed the connection")
             most -= len(data)
