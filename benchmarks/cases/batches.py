@@ -34,7 +34,7 @@ _KEY = "no-key-needed"
 
 @case("batches", "A batch of new tasks")
 async def batches(bench: Bench) -> Section:
-    tasks = bench.pick(100, 1_000)
+    tasks = bench.pick(80, 1_000)
     ideal = tasks / _CONCURRENT * _LATENCY_MS / 1e3
     section = Section(
         about=(

@@ -77,7 +77,7 @@ async def _memory_backend(bench: Bench, section: Section) -> None:
                         await backend.set(f"{-1 - index:064x}", data, ttl=86400.0)
                     contenders.append(Contender(f"{entries} {name}", _backend_setter(backend, data)))
             series = await interleave(
-                contenders, rounds=bench.pick(6, 30), operations=bench.pick(150, 1000), placement=placement
+                contenders, rounds=bench.pick(5, 30), operations=bench.pick(100, 1000), placement=placement
             )
     for entries in _BACKEND_ENTRIES:
         pair = {name: series[f"{entries} {name}"] for name in ("room", "full")}
