@@ -66,7 +66,7 @@ async def executions(bench: Bench) -> Section:
                     await _fill(orchestrator, tasks, length)
                     contenders.append(_contender(name, orchestrator, tasks, tracked=tracked))
         series = await interleave(
-            contenders, rounds=bench.pick(3, 30), operations=bench.pick(100, 400), placement=placement
+            contenders, rounds=bench.pick(2, 30), operations=bench.pick(50, 400), placement=placement
         )
         if any(orchestrator.totals.calls != count for orchestrator in orchestrators):
             raise RuntimeError("what was measured were not hits: the API was called")

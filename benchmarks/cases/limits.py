@@ -77,7 +77,7 @@ async def _memory_backend(bench: Bench, section: Section) -> None:
                         await backend.set(f"{-1 - index:064x}", data, ttl=86400.0)
                     contenders.append(Contender(f"{entries} {name}", _backend_setter(backend, data)))
             series = await interleave(
-                contenders, rounds=bench.pick(5, 30), operations=bench.pick(100, 1000), placement=placement
+                contenders, rounds=bench.pick(3, 30), operations=bench.pick(100, 1000), placement=placement
             )
     for entries in _BACKEND_ENTRIES:
         pair = {name: series[f"{entries} {name}"] for name in ("room", "full")}
@@ -107,7 +107,7 @@ async def _measure(bench: Bench, store: str, entries: int) -> Dict[str, Any]:
                 for index in range(entries):
                     await cache.set(key(-1 - index), values[index % 64])
         # A store that makes room for many sets at once does so several times within these.
-        rounds, operations = bench.pick((5, max(20, entries // 50)), (50, max(20, entries // 200)))
+        rounds, operations = bench.pick((3, max(20, entries // 100)), (50, max(20, entries // 200)))
         evicted = full.stats().evictions
         series = await interleave(
             [_setter("room", room, values), _setter("full", full, values)], rounds=rounds, operations=operations

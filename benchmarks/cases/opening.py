@@ -91,7 +91,7 @@ def _judge(store: str, few: Dict[str, Any], many: Dict[str, Any]) -> List[Target
 
 async def _open(bench: Bench, urls: Dict[int, str], rows: Dict[int, Dict[str, Any]]) -> None:
     found: Dict[int, List[Dict[str, float]]] = {entries: [] for entries in urls}
-    for _ in range(bench.pick(2, 11)):
+    for _ in range(bench.pick(1, 11)):
         for entries, url in urls.items():
             found[entries].append(await _probe(url, entries))
     base = _median(found[1_000], "open_s")
@@ -139,7 +139,7 @@ async def _usage(bench: Bench, store: str, urls: Dict[int, str], rows: Dict[int,
                     contenders.append(Contender(str(entries), _asker(cache.usage)))
             # Memcached lists all that it has for each answer.
             operations = bench.pick(1, 3) if store == "memcached" else bench.pick(50, 200)
-            series = await interleave(contenders, rounds=bench.pick(3, 15), operations=operations, placement=placement)
+            series = await interleave(contenders, rounds=bench.pick(2, 15), operations=operations, placement=placement)
     base = series["1000"].median
     for entries in urls:
         timings = series[str(entries)]

@@ -215,8 +215,8 @@ def _name(number: int) -> str:
 async def _rounds(
     bench: Bench, everybody: List[Peer], values: Sequence[Any], placement: Placement
 ) -> Dict[str, Figures]:
-    rounds, operations = bench.pick(3, 20), bench.pick(24, 200)
-    few = bench.pick(2, 8)
+    rounds, operations = bench.pick(2, 20), bench.pick(24, 200)
+    few = bench.pick(1, 8)
     forms = {peer.name: [_form(peer, one) for one in values] for peer in everybody}
 
     def hit(peer: Peer) -> Callable[[int], Awaitable[object]]:
