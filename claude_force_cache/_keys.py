@@ -113,7 +113,7 @@ def is_plain(part: Any) -> bool:
 
 
 def _is_led(part: Any) -> bool:
-    return type(part) is tuple and len(part) > 0 and type(part[0]) is Digest
+    return type(part) is tuple and part != () and type(part[0]) is Digest
 
 
 def encode_text(part: str) -> bytes:

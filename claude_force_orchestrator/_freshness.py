@@ -59,7 +59,7 @@ class Freshness:
 
         :raises InvalidTaskError: if one of them cannot be used.
         """
-        if tuple(given.values()) == _NO_VALUES:
+        if set(map(type, given.values())) == _ABSENT:
             return None
         try:
             return cls(**{name: _check(name, name, value) for name, value in given.items()})
@@ -114,7 +114,7 @@ class Freshness:
 
 
 _NOTHING = Freshness()
-_NO_VALUES = tuple(asdict(_NOTHING).values())
+_ABSENT = {type(None)}
 FRESHNESS_KEYS = tuple(asdict(_NOTHING))
 """The names of the fields, which are also the keys in claude.json and the arguments of a call."""
 

@@ -48,6 +48,7 @@ _Due = Tuple[float, str]
 _Record = Tuple[bytes, int, Optional[_Due], int]
 """Value, version, due and size. A plain tuple: the garbage collector forgets those, and need not look at each entry."""
 
+_VALUE: Final = 0
 _VERSION: Final = 1
 _DUE: Final = 2
 _SIZE: Final = 3
@@ -91,7 +92,7 @@ class MemoryBackend(Backend):
         """Return the live entry under ``key``, or None; constant time."""
         with self._lock:
             record = self._find(key, self._now())
-            return None if record is None else Entry(record[0], record[1])
+            return None if record is None else Entry(record[_VALUE], record[_VERSION])
 
     async def get_many(self, keys: Sequence[str]) -> Dict[str, Entry]:
         """Return the live entries among ``keys``, all as of one moment."""
@@ -101,7 +102,7 @@ class MemoryBackend(Backend):
             for key in keys:
                 record = self._find(key, now)
                 if record is not None:
-                    found[key] = Entry(record[0], record[1])
+                    found[key] = Entry(record[_VALUE], record[_VERSION])
         return found
 
     async def set(self, key: str, value: bytes, *, ttl: Optional[float]) -> int:

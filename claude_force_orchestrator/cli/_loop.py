@@ -27,7 +27,7 @@ STOPPING_BATCHES = "stopping: batches that are under way go on, and the same com
 
 
 _INSIST = 5.0
-"""Seconds after which what is still there of a cancelled command is cancelled again."""
+"""Seconds after which what is still there of a command that was to end at once is cancelled again."""
 
 
 def run_command(
@@ -67,7 +67,7 @@ async def _until_interrupted(main: Coroutine[Any, Any, T], interrupted: str, sto
             return
         release()
         task.cancel()
-        if sys.version_info < (3, 11):
+        if stop is not None and sys.version_info < (3, 11):
             loop.call_later(_INSIST, insist)
 
     def insist() -> None:
