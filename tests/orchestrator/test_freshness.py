@@ -416,3 +416,14 @@ def test_everything_is_invalidated_only_where_nothing_else_is_named(run: Any, ma
         assert (await orchestrator.execute_agent("code-reviewer", "Review this.")).metadata.cached
 
     run(test)
+
+
+def test_an_option_that_claims_to_equal_nothing_is_refused(run: Any) -> None:
+    class Agreeing:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = object.__hash__
+
+    result = run(lambda it: it.execute_agent("code-reviewer", "x", ttl_hours=Agreeing()))
+    assert isinstance(result.error, InvalidTaskError)
