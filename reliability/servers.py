@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -72,9 +73,11 @@ class Server:
         return self._process.pid
 
     def signal(self, number: int) -> None:
-        """Send it a signal, while it runs."""
+        """Send it a signal, while it runs. SIGSTOP has stopped all of its threads when this returns."""
         if self._process is not None:
             self._process.send_signal(number)
+            if number == signal.SIGSTOP:
+                os.waitpid(self._process.pid, os.WUNTRACED)
 
     def kill(self) -> None:
         """Kill it, and return when its port is free. Nothing happens if it does not run."""

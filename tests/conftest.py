@@ -76,13 +76,17 @@ class ServerProcess:
     def stop(self, *, sig: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(sig)
-            if sig != signal.SIGSTOP:
-                self._process.wait(_START_SECONDS)
-                self._process = None
+            self._process.wait(_START_SECONDS)
+            self._process = None
 
     def signal(self, sig: int) -> None:
+        """Send it a signal; SIGSTOP has stopped all of its threads when this returns."""
         assert self._process is not None
         self._process.send_signal(sig)
+        if sig == signal.SIGSTOP:
+            # A thread that runs on another core may answer once more before the signal reaches it.
+            _, status = os.waitpid(self._process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"{self.kind} ended instead of stopping"
 
     def _own_arguments(self, port: int) -> List[str]:
         if self.kind == "redis":

@@ -80,6 +80,8 @@ class Node:
     def signal(self, sig: int) -> None:
         assert self._process is not None
         self._process.send_signal(sig)
+        if sig == signal.SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def kill(self) -> None:
         if self._process is not None:

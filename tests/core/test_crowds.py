@@ -256,7 +256,8 @@ async def main():
     for _ in range(2):
         pid = os.fork()
         if not pid:
-            return list(range(20))
+            # Not by the parent's loop: it shares the parent's selector, and would read the parent's replies.
+            forked(range(20))
         children.append(pid)
     for _ in range(20):
         await right(range(20))
@@ -275,12 +276,7 @@ def forked(numbers):
     finally:
         os._exit(code)
 
-loop = asyncio.new_event_loop()
-numbers = loop.run_until_complete(main())
-if numbers:
-    asyncio.set_event_loop(None)
-    forked(numbers)
-loop.close()
+asyncio.run(main())
 """
     arguments = [sys.executable, "-W", "ignore", "-c", program, shared_url, namespace]
     done = subprocess.run(arguments, timeout=120, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
