@@ -246,7 +246,9 @@ class ScriptedAPI:
     ``answers`` comes before all of them, where a test sets it: it is given the body, and returns a text or a reply.
     ``reply``, ``message`` and ``failure`` make what a script consists of.
 
-    :ivar requests: what came, in order: ``body``, ``headers`` (names in lower case), ``time``.
+    :ivar requests: what came, in order: ``path``, ``body``, ``headers`` (names in lower case), ``time``, and
+        ``connection``, the client's port.
+    :ivar connections: how many are open.
     :ivar most: the most requests that were being answered at once.
     """
 
@@ -263,12 +265,23 @@ class ScriptedAPI:
         self.default = Reply()
         self.requests: List[Dict[str, Any]] = []
         self.most = 0
+        self.connections = 0
         self._current = 0
         self._lock = threading.Lock()
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                with api._lock:
+                    api.connections += 1
+
+            def finish(self) -> None:
+                with api._lock:
+                    api.connections -= 1
+                super().finish()
 
             def do_POST(self) -> None:
                 api.answer(self)
@@ -317,7 +330,15 @@ class ScriptedAPI:
             if reply is None:
                 reply = self.script.popleft() if self.script else self.default
             headers = {name.lower(): value for name, value in handler.headers.items()}
-            self.requests.append({"path": handler.path, "body": body, "headers": headers, "time": time.monotonic()})
+            self.requests.append(
+                {
+                    "path": handler.path,
+                    "body": body,
+                    "headers": headers,
+                    "time": time.monotonic(),
+                    "connection": handler.client_address[1],
+                }
+            )
             self._current += 1
             self.most = max(self.most, self._current)
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, List
 
 import pytest
 
 from claude_force_orchestrator import AsyncAgentOrchestrator
+from claude_force_orchestrator._client import _POOLED_CALLS
 from claude_force_orchestrator._limiter import ConcurrencyLimiter
 
 
@@ -47,6 +49,73 @@ def test_the_limit_holds_over_event_loops_in_several_threads(make: Any, api: Any
     asyncio.run(orchestrator.close())
     assert len(api.requests) == 12
     assert api.most <= 2
+
+
+def _ask(it: AsyncAgentOrchestrator, *tasks: str) -> Any:
+    return asyncio.gather(*[it.execute_agent("code-reviewer", task) for task in tasks])
+
+
+def test_one_call_after_another_needs_one_connection(run: Any, api: Any) -> None:
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        for number in range(12):
+            await it.execute_agent("code-reviewer", f"x{number}")
+
+    run(ask)
+    assert len({request["connection"] for request in api.requests}) == 1
+
+
+def test_a_second_crowd_finds_the_connections_of_the_first(run: Any, api: Any) -> None:
+    crowd = 18
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        for turn in range(3):
+            api.default.gate = threading.Event()
+            calls = asyncio.ensure_future(_ask(it, *[f"{turn}-{number}" for number in range(crowd)]))
+            await api.arrived(crowd * (turn + 1))
+            api.default.gate.set()
+            assert all(result.success for result in await calls)
+
+    run(ask, max_concurrent=crowd)
+    assert api.most == crowd
+    assert len({request["connection"] for request in api.requests}) == crowd
+    sent = [{**request["headers"], "content-length": "any"} for request in api.requests]
+    assert all(headers == sent[0] for headers in sent)
+
+
+def test_connections_that_a_crowd_left_are_closed_while_others_are_in_use(
+    run: Any, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("claude_force_orchestrator._client._IDLE_SECONDS", 0.2)
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        api.default.gate = threading.Event()
+        calls = asyncio.ensure_future(_ask(it, *[f"x{number}" for number in range(20)]))
+        await api.arrived(20)
+        assert api.connections == 20
+        api.default.gate.set()
+        await calls
+        deadline = time.monotonic() + 20
+        number = 0
+        while api.connections > _POOLED_CALLS:
+            assert time.monotonic() < deadline
+            number += 1
+            assert (await it.execute_agent("code-reviewer", f"y{number}")).success
+
+    run(ask, max_concurrent=20)
+
+
+def test_every_connection_goes_through_the_proxy(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", api.url)
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        api.default.gate = threading.Event()
+        calls = asyncio.ensure_future(_ask(it, *[f"x{number}" for number in range(12)]))
+        await api.arrived(12)
+        api.default.gate.set()
+        assert all(result.success for result in await calls)
+
+    run(ask, max_concurrent=12, base_url="http://nowhere.invalid")
+    assert {request["path"] for request in api.requests} == {"http://nowhere.invalid/v1/messages"}
 
 
 def test_cached_answers_neither_wait_nor_count(run: Any, api: Any) -> None:
