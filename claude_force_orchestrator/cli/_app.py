@@ -7,8 +7,8 @@ import warnings
 from typing import List, Optional
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._backends import backends
 from ._cache import cache_app
 from ._config import config_app

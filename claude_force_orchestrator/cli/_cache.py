@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Optional, TypeVar
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import duration_text, note, print_json, print_table, quiet_log, size_text
 from ._explain import explain
 from ._failure import FAILED, CommandError

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Union
 
 import typer
-from typing_extensions import Annotated
 
 from ._amounts import percent_text
+from ._annotated import Annotated
 from ._console import print_json, print_table
 from ._failure import FAILED, CommandError
 from ._moments import when_text

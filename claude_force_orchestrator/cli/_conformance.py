@@ -2,14 +2,13 @@
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
 import os
-import tempfile
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import print_json, print_table, progress
 from ._failure import FAILED, CommandError
 from ._options import JSONOption
@@ -87,6 +86,8 @@ def _storage_that_goes() -> Iterator[None]:
     if _STORAGE in os.environ:
         yield
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_STORAGE] = folder
         try:

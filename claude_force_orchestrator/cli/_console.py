@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator, Optional, Sequence
@@ -37,6 +35,8 @@ def note(text: str) -> None:
 
 def print_json(value: object) -> None:
     """Write ``value`` to standard output as indented JSON."""
+    import json
+
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
@@ -97,6 +97,8 @@ def duration_text(seconds: Optional[float], *, none: str = "for ever") -> str:
 @contextmanager
 def quiet_log() -> Iterator[None]:
     """Keep back the cache's warnings while a command does what raises the same as an error."""
+    import logging  # late, like all that --help can do without
+
     logger = logging.getLogger("claude_force_cache")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -2,14 +2,13 @@
 
 # No postponed annotations where commands are declared: Typer reads them unevaluated before Python 3.10.
 import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import note, print_json, print_table, progress, quiet_log, size_text
 from ._failure import FAILED, OVER_BUDGET, CommandError, report
 from ._options import JSONOption, MaxUSDOption
@@ -104,6 +103,8 @@ def demo(
 
 def _store(stack: ExitStack, cache: Optional[str]) -> "Store":
     """Return a corner of the chosen cache, or of a folder that is removed at the end."""
+    import tempfile
+
     from claude_force_cache import resolve_source
 
     from ..demo._passes import Store

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import duration_text, print_json, print_table, quiet_log
 from ._options import (
     AgentArgument,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import note, progress
 from ._failure import FAILED, OVER_BUDGET, CommandError, report
 from ._options import (

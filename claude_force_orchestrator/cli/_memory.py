@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Iterator, List, Optional, Tuple
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import note, print_json, print_table
 from ._failure import FAILED, CommandError, one_line
 from ._options import ConfigOption, JSONOption

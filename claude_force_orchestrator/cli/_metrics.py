@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import typer
-from typing_extensions import Annotated
 
 from ._amounts import money_text, percent_text, time_text
+from ._annotated import Annotated
 from ._console import note, print_json, print_table
 from ._failure import FAILED, CommandError
 from ._moments import parse_moment, when_text

@@ -7,8 +7,8 @@ from string import Template
 from typing import Dict, Optional
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._failure import CommandError
 
 __all__ = ["new_backend"]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._failure import CommandError
 
 __all__ = [

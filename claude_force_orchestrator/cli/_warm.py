@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Dict, Mapping, Optional, Tuple
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import note, progress
 from ._failure import FAILED, OVER_BUDGET, CommandError, report
 from ._map import Refused

@@ -5,8 +5,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 import typer
-from typing_extensions import Annotated
 
+from ._annotated import Annotated
 from ._console import console, note, print_json, print_table
 from ._failure import report
 from ._options import (
