@@ -339,6 +339,7 @@ class Caller:
     async def _attempt(
         self, clients: LoopClient, request: Request, family: Family, start: Start, *, most: float
     ) -> Reply:
+        await self._wait(clients.turn)
         reservation = await self._budget.reserve(most)
         mark, tokens = self._prompt_caching.mark(request.template), None
         try:

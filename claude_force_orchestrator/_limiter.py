@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from typing import Deque
+from typing import Deque, Optional
 
 __all__ = ["ConcurrencyLimiter", "Waiter"]
 
@@ -24,7 +24,10 @@ class Waiter:
     def wake(self) -> bool:
         """Let it go on, from any thread, and return whether it will: not if its event loop is closed."""
         try:
-            self.loop.call_soon_threadsafe(self._resolve)
+            if _here() is self.loop:
+                self.loop.call_soon(self._resolve)  # without the system calls that wake another thread's loop
+            else:
+                self.loop.call_soon_threadsafe(self._resolve)
         except RuntimeError:
             return False
         return True
@@ -32,6 +35,13 @@ class Waiter:
     def _resolve(self) -> None:
         if not self.future.done():
             self.future.set_result(None)
+
+
+def _here() -> Optional[asyncio.AbstractEventLoop]:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class ConcurrencyLimiter:

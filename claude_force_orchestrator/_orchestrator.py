@@ -81,6 +81,7 @@ AgentTask = Tuple[str, str]
 """The name of an agent, and the task for it."""
 
 _IN_FLIGHT_FACTOR = 4
+_BREATH = 16
 _logger = logging.getLogger("claude_force_orchestrator")
 
 
@@ -710,21 +711,19 @@ class AsyncAgentOrchestrator:
     ) -> List[AgentResult]:
         """Return the results of many tasks, in the order of the tasks.
 
-        All are started at once, so that what is cached does not wait behind calls; the calls keep to the limit
-        of concurrency. A task that fails is one failed result. If this is cancelled, so are all of them.
+        All are looked up in bulk and started, a few in each turn of the event loop, so that what is cached does not
+        wait behind calls; the calls keep to the limit of concurrency. A task that fails is one failed result. If this is cancelled, so are all of them.
 
         :param tasks: pairs of an agent's name and a task for it.
 
         The other arguments are those of :meth:`execute_agent`, for every task.
         """
-        running = [asyncio.ensure_future(self._execute_pair(pair, model, options)) for pair in tasks]
+        pairs = list(tasks)
+        streaming = self.stream_many(pairs, model=model, in_flight=len(pairs) or 1, **options)
         try:
-            return list(await asyncio.gather(*running))
-        except BaseException:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            raise
+            return [result async for result in streaming]
+        finally:
+            await streaming.aclose()
 
     async def execute_as_completed(
         self,
@@ -827,6 +826,8 @@ class AsyncAgentOrchestrator:
             return found
         asked: Dict[Optional[float], List[Tuple[int, Tuple[KeyPart, ...]]]] = {}
         for position, pair in enumerate(pairs):
+            if position and position % _BREATH == 0:
+                await asyncio.sleep(0)
             try:
                 request, freshness = await self._question(pair, model, options)
             except OrchestratorError:

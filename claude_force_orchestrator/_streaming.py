@@ -35,6 +35,12 @@ BULK = 128
 _BREATH = 16
 """How many items that were found are worked on before others have their turn."""
 
+_BEGUN = 4
+"""How many items that were not found are begun before others have their turn."""
+
+_LOOK_UPS = 2
+"""How many bulks are looked up and begun at the same time."""
+
 Numbered = Tuple[int, R]
 
 
@@ -102,6 +108,7 @@ class _Stream(Generic[T, F, R]):
         self._read = 0
         self._taken = 0
         self._room = asyncio.Event()
+        self._looking = asyncio.Semaphore(_LOOK_UPS)
         self.given = 0
         self.running: Set[asyncio.Future[List[Numbered[R]]]] = set()
         self.finished: asyncio.Queue[Optional[asyncio.Future[List[Numbered[R]]]]] = asyncio.Queue()
@@ -172,13 +179,16 @@ class _Stream(Generic[T, F, R]):
         future.add_done_callback(self.finished.put_nowait)
 
     async def _begin(self, first: int, bulk: Sequence[T]) -> List[Numbered[R]]:
-        found = await self._look_up(bulk)
-        known: List[Tuple[int, T, F]] = []
-        for number, (item, known_of) in enumerate(zip(bulk, found), first):
-            if known_of is None:
+        async with self._looking:
+            found = await self._look_up(bulk)
+            known: List[Tuple[int, T, F]] = []
+            for number, (item, known_of) in enumerate(zip(bulk, found), first):
+                if known_of is not None:
+                    known.append((number, item, known_of))
+                    continue
                 self._start(self._one(number, item))
-            else:
-                known.append((number, item, known_of))
+                if (number - first - len(known)) % _BEGUN == _BEGUN - 1:
+                    await asyncio.sleep(0)
         results = []
         for count, (number, item, known_of) in enumerate(known, 1):
             results.append((number, await self._work(item, known_of)))

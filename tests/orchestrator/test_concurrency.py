@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, List
 
@@ -18,6 +19,19 @@ from claude_force_orchestrator._limiter import ConcurrencyLimiter
 async def _turns(count: int = 20) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+class _Turns:
+    """Counts the turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loop = asyncio.get_running_loop()
+        self._next()
+
+    def _next(self) -> None:
+        self.count += 1
+        self._loop.call_soon(self._next)
 
 
 def test_the_limit_holds_for_single_executions(run: Any, api: Any) -> None:
@@ -80,6 +94,54 @@ def test_a_second_crowd_finds_the_connections_of_the_first(run: Any, api: Any) -
     assert len({request["connection"] for request in api.requests}) == crowd
     sent = [{**request["headers"], "content-length": "any"} for request in api.requests]
     assert all(headers == sent[0] for headers in sent)
+
+
+def test_calls_that_may_begin_together_begin_in_turns_of_their_own(run: Any, api: Any, monkeypatch: Any) -> None:
+    begun: List[int] = []
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_agent("code-reviewer", "the client is made by the first one")
+        turns = _Turns()
+        monkeypatch.setattr(it._caller, "_on_attempt", lambda: begun.append(turns.count))
+        await _ask(it, *[f"x{number}" for number in range(20)])
+
+    run(ask, max_concurrent=20)
+    assert len(set(begun)) == len(begun) == 20
+
+
+def test_who_gives_up_at_the_door_holds_up_nobody(run: Any, api: Any) -> None:
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        clients = await it._clients.get()
+        waiting = [asyncio.ensure_future(clients.turn()) for _ in range(5)]
+        await asyncio.sleep(0)
+        for given_up in (0, 2, 3):
+            waiting[given_up].cancel()
+        await asyncio.wait_for(asyncio.gather(waiting[1], waiting[4]), 10)
+        await asyncio.wait_for(clients.turn(), 10)
+
+    run(ask)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_a_batch_leaves_turns_to_others(run: Any, api: Any, known: bool, monkeypatch: Any) -> None:
+    tasks = [("code-reviewer", f"x{number}") for number in range(300)]
+    looked: List[int] = []
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_multiple(tasks if known else tasks[:1])
+        turns, get = _Turns(), it._templates.get
+
+        async def counted(*arguments: Any) -> Any:
+            looked.append(turns.count)
+            return await get(*arguments)
+
+        monkeypatch.setattr(it._templates, "get", counted)
+        done = await it.execute_multiple(tasks)
+        assert sum(result.metadata.cached for result in done) == (len(tasks) if known else 1)
+
+    run(ask)
+    # Of two bulks, sixteen each that are looked up or were found; and a few that are begun.
+    assert max(Counter(looked).values()) < 50
 
 
 def test_connections_that_a_crowd_left_are_closed_while_others_are_in_use(
