@@ -712,7 +712,8 @@ class AsyncAgentOrchestrator:
         """Return the results of many tasks, in the order of the tasks.
 
         All are looked up in bulk and started, a few in each turn of the event loop, so that what is cached does not
-        wait behind calls; the calls keep to the limit of concurrency. A task that fails is one failed result. If this is cancelled, so are all of them.
+        wait behind calls; the calls keep to the limit of concurrency. A task that fails is one failed result. If this
+        is cancelled, so are all of them.
 
         :param tasks: pairs of an agent's name and a task for it.
 
