@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from ._budget import Budget, Reservation
-from ._client import Clients, LoopClient
+from ._client import Clients
 from ._errors import (
     AuthenticationError,
     BadRequestError,
@@ -212,11 +212,11 @@ class Caller:
         """
         most = self._most(request)
         self._budget.check(most)
-        clients = await self._clients.get()
+        client = await self._clients.get()
         family = self._families.of(request.template.model)
         await self._wait(lambda: self._families.enter(family))
         try:
-            return await self._call(clients, request, family, most)
+            return await self._call(client, request, family, most)
         finally:
             self._families.leave(family)
 
@@ -235,7 +235,7 @@ class Caller:
         """
         import anthropic
 
-        client = (await self._clients.get()).client
+        client = await self._clients.get()
         hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
         jitter = random.random()  # noqa: S311 - spreads load, guards nothing
         failures = refusals = 0
@@ -265,7 +265,7 @@ class Caller:
 
         :raises OrchestratorError: if the SDK is not installed, or there is no key.
         """
-        client = (await self._clients.get()).client
+        client = await self._clients.get()
         return {name.lower(): value for name, value in client.default_headers.items() if isinstance(value, str)}
 
     @asynccontextmanager
@@ -296,11 +296,11 @@ class Caller:
                 raise ConnectionFailedError(f"the connection to {self._host} broke off: {_line(error, ())}") from error
             yield piece
 
-    async def _call(self, clients: LoopClient, request: Request, family: Family, most: float) -> Reply:
+    async def _call(self, client: Any, request: Request, family: Family, most: float) -> Reply:
         import anthropic
 
         # A server may quote the key that it refuses.
-        hidden = tuple(secret for secret in (clients.client.api_key, clients.client.auth_token) if secret)
+        hidden = tuple(secret for secret in (client.api_key, client.auth_token) if secret)
         jitter = random.random()  # noqa: S311 - spreads load, guards nothing
         failures = refusals = 0
         cause: Optional[Exception] = None
@@ -314,7 +314,9 @@ class Caller:
                 raise self._too_long(family) from cause
             waited = 0.0 if failed_at is None else time.monotonic() - failed_at
             try:
-                return await self._attempt(clients, request, family, start, most=most)
+                if self._stopped:
+                    raise StoppedError
+                return await self._attempt(client, request, family, start, most=most)
             except (anthropic.AnthropicError, TimeoutError) as error:
                 cause = error
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -336,15 +338,12 @@ class Caller:
                 pause = backoff(failures + refusals, failure.asked, jitter=jitter, waited=waited)
                 await self._wait(partial(asyncio.sleep, pause))
 
-    async def _attempt(
-        self, clients: LoopClient, request: Request, family: Family, start: Start, *, most: float
-    ) -> Reply:
-        await self._wait(clients.turn)
+    async def _attempt(self, client: Any, request: Request, family: Family, start: Start, *, most: float) -> Reply:
         reservation = await self._budget.reserve(most)
         mark, tokens = self._prompt_caching.mark(request.template), None
         try:
             self._on_attempt()
-            with clients.lend() as client, anyio.fail_after(self._timeout):
+            with anyio.fail_after(self._timeout):
                 reply = await _send(client, request.arguments(mark=mark.wanted), reservation)
             family.answered(start, reply.headers)
             tokens = _prompt_cache_tokens(reply.message)

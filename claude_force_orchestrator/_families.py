@@ -214,6 +214,10 @@ class Families:
     to slow down shall not make room for another call of that family. A shared slot it holds only while an attempt is
     under way, so that a family that has to wait does not hold up the others.
 
+    Requests start in turns of the event loop of their own. The SDK needs a millisecond or more to begin one, and as
+    long for its reply: those that may start together, as after a round of answers, would hold up everything else for
+    the sum of it, round after round.
+
     :param most: how many calls may be under way at once, over all families, event loops and threads.
     :param emit: called with the name and arguments of each event.
     """
@@ -223,6 +227,7 @@ class Families:
         self._emit = emit
         self._options = options
         self._shared = ConcurrencyLimiter(most)
+        self._door = ConcurrencyLimiter(1)
         self._lock = threading.Lock()
         self._families: Dict[str, Family] = {}
 
@@ -253,12 +258,24 @@ class Families:
             if start is None:
                 return None
             await self._shared.acquire()
+            try:
+                await self._take_turn()
+            except BaseException:
+                self._shared.release()
+                raise
             if not family.pause:
                 family.enter()
                 return start
             # A pause began while this request waited for the others. It counts as started in the family's copy of
             # the quota until the next reply, which errs on the safe side.
             self._shared.release()
+
+    async def _take_turn(self) -> None:
+        await self._door.acquire()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._door.release()
 
     def end(self, family: Family) -> None:
         """End a request."""

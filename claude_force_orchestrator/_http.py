@@ -23,9 +23,8 @@ T = TypeVar("T")
 
 
 def library_of(http_client: Any) -> Any:
-    """Return the module of the library that a client or a response of it belongs to, or a class of clients."""
-    family = http_client if isinstance(http_client, type) else type(http_client)
-    kinds = (kind for kind in family.__mro__ if kind.__name__ in {"AsyncClient", "Client", "Response"})
+    """Return the module of the library that a client or a response of it belongs to."""
+    kinds = (kind for kind in type(http_client).__mro__ if kind.__name__ in {"AsyncClient", "Client", "Response"})
     return import_module(next(kinds).__module__.partition(".")[0])
 
 

@@ -825,6 +825,8 @@ class AsyncAgentOrchestrator:
         cache = self._usable_cache()
         if cache is None or options.get("cache") not in (None, "only-if-cached"):
             return found
+        if options.get("deadline_seconds") is not None or self.settings.deadline_seconds is not None:
+            return found  # the deadline of a task counts its look-up
         asked: Dict[Optional[float], List[Tuple[int, Tuple[KeyPart, ...]]]] = {}
         for position, pair in enumerate(pairs):
             if position and position % _BREATH == 0:

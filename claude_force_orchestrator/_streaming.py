@@ -109,6 +109,7 @@ class _Stream(Generic[T, F, R]):
         self._taken = 0
         self._room = asyncio.Event()
         self._looking = asyncio.Semaphore(_LOOK_UPS)
+        self._waiting = 0
         self.given = 0
         self.running: Set[asyncio.Future[List[Numbered[R]]]] = set()
         self.finished: asyncio.Queue[Optional[asyncio.Future[List[Numbered[R]]]]] = asyncio.Queue()
@@ -149,10 +150,9 @@ class _Stream(Generic[T, F, R]):
 
     def take(self) -> None:
         """Begin the work on what was read."""
-        while self._gathered:
-            bulk = [self._gathered.popleft() for _ in range(min(BULK, len(self._gathered)))]
-            self._start(self._begin(self._taken, bulk))
-            self._taken += len(bulk)
+        while len(self._gathered) > self._waiting * BULK:
+            self._waiting += 1
+            self._start(self._begin())
 
     def end(self, future: Optional[asyncio.Future[List[Numbered[R]]]]) -> Iterator[Numbered[R]]:
         """Iterate over the results of something that has ended."""
@@ -178,8 +178,13 @@ class _Stream(Generic[T, F, R]):
         self.running.add(future)
         future.add_done_callback(self.finished.put_nowait)
 
-    async def _begin(self, first: int, bulk: Sequence[T]) -> List[Numbered[R]]:
+    async def _begin(self) -> List[Numbered[R]]:
         async with self._looking:
+            # What has come while this waited for its turn goes along.
+            self._waiting -= 1
+            bulk = [self._gathered.popleft() for _ in range(min(BULK, len(self._gathered)))]
+            first = self._taken
+            self._taken += len(bulk)
             found = await self._look_up(bulk)
             known: List[Tuple[int, T, F]] = []
             for number, (item, known_of) in enumerate(zip(bulk, found), first):

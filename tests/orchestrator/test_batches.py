@@ -201,6 +201,47 @@ def test_no_more_is_read_than_the_limit_and_what_is_found_is_handed_on(
     assert not in_order or results == list(range(700))
 
 
+def test_what_comes_while_others_are_looked_up_is_looked_up_together() -> None:
+    bulks: List[int] = []
+
+    async def slowly() -> AsyncIterator[int]:
+        for item in range(200):
+            await asyncio.sleep(0)
+            yield item
+
+    async def look_up(bulk: Sequence[int]) -> List[Optional[str]]:
+        bulks.append(len(bulk))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return [None] * len(bulk)
+
+    async def work(item: int, found: Optional[str]) -> int:
+        return item
+
+    async def main() -> List[int]:
+        return [item async for _, item in stream(slowly(), look_up, work, 200, in_order=True)]
+
+    assert asyncio.run(main()) == list(range(200))
+    assert sum(bulks) == 200
+    assert len(bulks) < 40
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_deadline_counts_the_look_up_of_a_batch(run: Any, api: Any, setting: bool, monkeypatch: Any) -> None:
+    deadline = {"deadline_seconds": 30.0}
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        assert it.cache is not None
+        looked: List[object] = []
+        # Before the tasks begin, and none of them counts it.
+        monkeypatch.setattr(it.cache, "get_entries", lambda keys, **_: looked.append(keys))
+        results = await it.execute_multiple([("code-reviewer", "x")] * 3, **({} if setting else deadline))
+        assert all(result.success for result in results)
+        assert not looked
+
+    run(ask, **(deadline if setting else {}))
+
+
 def test_results_of_a_stream_come_in_the_order_of_the_tasks(run: Any, api: Any) -> None:
     api.to = {"task 0": api.reply(api.message("late"), delay=0.3), "task 3": api.reply(status=400)}
 

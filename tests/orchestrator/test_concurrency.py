@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, List
@@ -12,7 +11,6 @@ from typing import Any, List
 import pytest
 
 from claude_force_orchestrator import AsyncAgentOrchestrator
-from claude_force_orchestrator._client import _POOLED_CALLS
 from claude_force_orchestrator._limiter import ConcurrencyLimiter
 
 
@@ -111,15 +109,53 @@ def test_calls_that_may_begin_together_begin_in_turns_of_their_own(run: Any, api
 
 def test_who_gives_up_at_the_door_holds_up_nobody(run: Any, api: Any) -> None:
     async def ask(it: AsyncAgentOrchestrator) -> None:
-        clients = await it._clients.get()
-        waiting = [asyncio.ensure_future(clients.turn()) for _ in range(5)]
-        await asyncio.sleep(0)
-        for given_up in (0, 2, 3):
-            waiting[given_up].cancel()
-        await asyncio.wait_for(asyncio.gather(waiting[1], waiting[4]), 10)
-        await asyncio.wait_for(clients.turn(), 10)
+        for turn in range(8):
+            calls = [asyncio.ensure_future(it.execute_agent("code-reviewer", f"{turn}-{n}")) for n in range(6)]
+            await _turns(turn)
+            for given_up in calls[::2]:
+                given_up.cancel()
+            await asyncio.wait_for(asyncio.gather(*calls[1::2]), 30)
+        await asyncio.wait_for(it.execute_agent("code-reviewer", "last"), 30)
 
-    run(ask)
+    run(ask, max_concurrent=6)
+
+
+def test_nothing_is_sent_into_a_pause_that_began_while_it_waited_for_its_turn(
+    run: Any, api: Any, monkeypatch: Any
+) -> None:
+    api.says("the client is made by the first one")
+    api.default = api.reply(status=429, headers={"retry-after": "30"})
+    paused: List[bool] = []
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_agent("code-reviewer", "first")
+
+        def sent() -> None:
+            paused.append(any(family.pause > 0 for family in it._families._families.values()))
+
+        monkeypatch.setattr(it._caller, "_on_attempt", sent)
+        await asyncio.wait([asyncio.ensure_future(_ask(it, *[f"x{n}" for n in range(20)]))], timeout=3)
+        it.stop()
+
+    run(ask, max_concurrent=20)
+    assert paused
+    assert not any(paused)
+
+
+@pytest.mark.parametrize("turn", range(14))
+def test_nothing_begins_after_a_stop(run: Any, api: Any, monkeypatch: Any, turn: int) -> None:
+    late: List[bool] = []
+
+    async def ask(it: AsyncAgentOrchestrator) -> None:
+        await it.execute_agent("code-reviewer", "the client is made by the first one")
+        monkeypatch.setattr(it._caller, "_on_attempt", lambda: late.append(it._caller._stopped))
+        calls = asyncio.ensure_future(_ask(it, *[f"x{number}" for number in range(5)]))
+        await _turns(turn)
+        it._caller.stop()
+        await asyncio.wait_for(asyncio.gather(calls, return_exceptions=True), 30)
+
+    run(ask, max_concurrent=5)
+    assert not any(late)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
@@ -142,28 +178,6 @@ def test_a_batch_leaves_turns_to_others(run: Any, api: Any, known: bool, monkeyp
     run(ask)
     # Of two bulks, sixteen each that are looked up or were found; and a few that are begun.
     assert max(Counter(looked).values()) < 50
-
-
-def test_connections_that_a_crowd_left_are_closed_while_others_are_in_use(
-    run: Any, api: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("claude_force_orchestrator._client._IDLE_SECONDS", 0.2)
-
-    async def ask(it: AsyncAgentOrchestrator) -> None:
-        api.default.gate = threading.Event()
-        calls = asyncio.ensure_future(_ask(it, *[f"x{number}" for number in range(20)]))
-        await api.arrived(20)
-        assert api.connections == 20
-        api.default.gate.set()
-        await calls
-        deadline = time.monotonic() + 20
-        number = 0
-        while api.connections > _POOLED_CALLS:
-            assert time.monotonic() < deadline
-            number += 1
-            assert (await it.execute_agent("code-reviewer", f"y{number}")).success
-
-    run(ask, max_concurrent=20)
 
 
 def test_every_connection_goes_through_the_proxy(run: Any, api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
