@@ -314,7 +314,7 @@ class Caller:
                 raise self._too_long(family) from cause
             waited = 0.0 if failed_at is None else time.monotonic() - failed_at
             try:
-                if self._stopped:
+                if self._stopped:  # in the very turn in which this one's came
                     raise StoppedError
                 return await self._attempt(client, request, family, start, most=most)
             except (anthropic.AnthropicError, TimeoutError) as error:

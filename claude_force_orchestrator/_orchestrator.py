@@ -67,7 +67,7 @@ from ._recorder import Recorder
 from ._request import Request, blind
 from ._result import AgentResult, Totals
 from ._settings import CacheArgument, Settings, check_deadline
-from ._streaming import stream
+from ._streaming import BREATH, stream
 from ._suspicion import examine
 from ._templates import Templates
 from ._tracking import Tracker
@@ -81,7 +81,6 @@ AgentTask = Tuple[str, str]
 """The name of an agent, and the task for it."""
 
 _IN_FLIGHT_FACTOR = 4
-_BREATH = 16
 _logger = logging.getLogger("claude_force_orchestrator")
 
 
@@ -829,7 +828,7 @@ class AsyncAgentOrchestrator:
             return found  # the deadline of a task counts its look-up
         asked: Dict[Optional[float], List[Tuple[int, Tuple[KeyPart, ...]]]] = {}
         for position, pair in enumerate(pairs):
-            if position and position % _BREATH == 0:
+            if position and position % BREATH == 0:
                 await asyncio.sleep(0)
             try:
                 request, freshness = await self._question(pair, model, options)

@@ -23,7 +23,7 @@ from typing import (
     Union,
 )
 
-__all__ = ["BULK", "stream"]
+__all__ = ["BREATH", "BULK", "stream"]
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -32,8 +32,8 @@ R = TypeVar("R")
 BULK = 128
 """How many items are looked up together at most."""
 
-_BREATH = 16
-"""How many items that were found are worked on before others have their turn."""
+BREATH = 16
+"""How many items are prepared for a look-up, or worked on if they were found, before others have their turn."""
 
 _BEGUN = 4
 """How many items that were not found are begun before others have their turn."""
@@ -109,7 +109,7 @@ class _Stream(Generic[T, F, R]):
         self._taken = 0
         self._room = asyncio.Event()
         self._looking = asyncio.Semaphore(_LOOK_UPS)
-        self._waiting = 0
+        self._waiting = 0  # bulks that are still to be cut
         self.given = 0
         self.running: Set[asyncio.Future[List[Numbered[R]]]] = set()
         self.finished: asyncio.Queue[Optional[asyncio.Future[List[Numbered[R]]]]] = asyncio.Queue()
@@ -197,7 +197,7 @@ class _Stream(Generic[T, F, R]):
         results = []
         for count, (number, item, known_of) in enumerate(known, 1):
             results.append((number, await self._work(item, known_of)))
-            if count % _BREATH == 0:
+            if count % BREATH == 0:
                 await asyncio.sleep(0)
         return results
 

@@ -81,7 +81,8 @@ class Node:
         assert self._process is not None
         self._process.send_signal(sig)
         if sig == signal.SIGSTOP:
-            os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
+            _, status = os.waitpid(self._process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"{self.address} ended instead of stopping"
 
     def kill(self) -> None:
         if self._process is not None:

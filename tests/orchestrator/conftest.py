@@ -248,7 +248,6 @@ class ScriptedAPI:
 
     :ivar requests: what came, in order: ``path``, ``body``, ``headers`` (names in lower case), ``time``, and
         ``connection``, the client's port.
-    :ivar connections: how many are open.
     :ivar most: the most requests that were being answered at once.
     """
 
@@ -265,23 +264,12 @@ class ScriptedAPI:
         self.default = Reply()
         self.requests: List[Dict[str, Any]] = []
         self.most = 0
-        self.connections = 0
         self._current = 0
         self._lock = threading.Lock()
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                with api._lock:
-                    api.connections += 1
-
-            def finish(self) -> None:
-                with api._lock:
-                    api.connections -= 1
-                super().finish()
 
             def do_POST(self) -> None:
                 api.answer(self)

@@ -114,8 +114,10 @@ def test_who_gives_up_at_the_door_holds_up_nobody(run: Any, api: Any) -> None:
             await _turns(turn)
             for given_up in calls[::2]:
                 given_up.cancel()
-            await asyncio.wait_for(asyncio.gather(*calls[1::2]), 30)
-        await asyncio.wait_for(it.execute_agent("code-reviewer", "last"), 30)
+            kept = await asyncio.wait_for(asyncio.gather(*calls[1::2]), 30)
+            assert all(result.success for result in kept)
+        assert (await asyncio.wait_for(it.execute_agent("code-reviewer", "last"), 30)).success
+        assert (it._families._door.in_use, it._families._door.waiting) == (0, 0)
 
     run(ask, max_concurrent=6)
 
